@@ -1,0 +1,3 @@
+"""Unclipped: vision-language models without CLIP."""
+
+__version__ = "0.1.0"

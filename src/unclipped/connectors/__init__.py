@@ -1,0 +1,1 @@
+"""Light connectors between encoder features and decoder embeddings."""

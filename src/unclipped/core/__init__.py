@@ -1,0 +1,1 @@
+"""Small shared pieces: errors, configuration base, registry, files. Nothing here imports torch."""

@@ -1,0 +1,92 @@
+"""Files written whole or not at all, and run folders that are never overwritten by accident."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from unclipped.core.errors import DataError, UnclippedError, UsageError
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to a temporary name beside `path`, then rename: readers never see half a file.
+
+    Raises UnclippedError that names the file when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise UnclippedError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically (see `write_text`)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a JSONL file, one line a row, flushed once. Raises UnclippedError when it cannot be written."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    except OSError as error:
+        raise UnclippedError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from None
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, row). Raises DataError naming file and line when a line is not a JSON object."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
+                    "the file may be cut: remove or repair that line"
+                ) from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            yield number, row
+
+
+def new_run_folder(path: str | Path, *, resume: bool = False) -> Path:
+    """Make the folder of a run. Raises UsageError when it holds a run already and `resume` is false."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {path}: is a file, not a folder")
+    if path.is_dir() and any(path.iterdir()) and not resume:
+        raise UsageError(
+            f"--output {path}: the folder is not empty; choose another, remove it, or add --resume to go on"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(dir=path, prefix=".write-test.")
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        raise UnclippedError(f"--output {path}: cannot be written ({error.strerror or error})") from None
+    return path

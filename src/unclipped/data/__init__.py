@@ -1,0 +1,1 @@
+"""Samples, readers, mixtures, labels and batches."""

@@ -1,0 +1,1 @@
+"""Rendered images with exact answers: the data that needs no download."""

@@ -1,0 +1,1 @@
+"""Vision encoders: self-supervised ViTs, language models turned into encoders, declared baselines."""

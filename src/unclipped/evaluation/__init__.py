@@ -1,0 +1,1 @@
+"""Tasks, scorers, intervals and the runner."""

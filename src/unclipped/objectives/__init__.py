@@ -1,0 +1,1 @@
+"""Training objectives: modules whose forward returns a loss and its parts."""

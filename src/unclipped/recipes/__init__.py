@@ -1,0 +1,1 @@
+"""YAML recipes: schema, inheritance, overrides, built-in recipes."""

@@ -1,0 +1,1 @@
+"""Runs that compare arms trained alike, and their reports."""

@@ -1,0 +1,1 @@
+"""Stages, the one trainer, optimisers and what a run measures."""
