@@ -1,0 +1,55 @@
+"""`unclipped assemble`: two checkpoints become one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = """Join a vision encoder and a language model into one model folder.
+
+The folder loads with AutoModelForImageTextToText and AutoProcessor after `import unclipped`.
+
+Examples:
+
+  unclipped assemble --vision ./my-vit --text ./my-lm --output model
+
+  unclipped assemble --vision llm:./my-lm --text ./my-lm --connector "pixel_shuffle(2x2) + mlp(2)" --output model
+
+  unclipped assemble --vision facebook/webssl-dino1b-full2b-224 --text Qwen/Qwen3-0.6B --output model
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("assemble", help=HELP)(assemble)
+
+
+def assemble(
+    vision: str = typer.Option(..., help="Encoder: a folder, a hub id, or llm:FOLDER / llm:ID to turn a decoder into one."),
+    text: str = typer.Option(..., help="Decoder language model: a folder or a hub id."),
+    output: Path = typer.Option(..., help="Folder to write; must be new or empty."),
+    connector: str = typer.Option("mlp(2)", help='Connector, e.g. "linear", "average(2) + mlp(2)".'),
+    baseline: bool = typer.Option(False, "--baseline", help="Allow a contrastively trained encoder, as a declared baseline."),
+    patch_size: int = typer.Option(16, help="Patch side in pixels, for llm: encoders only."),
+    rope: str = typer.Option("axial", help="2-D rotary form of llm: encoders: axial or penguin."),
+    seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),
+) -> None:
+    from unclipped.core.files import new_run_folder
+    from unclipped.recipes.validation import validate
+
+    new_run_folder(output)
+    from unclipped.models.config import ModelConfig
+
+    fields: dict[str, object] = {"vision": vision, "text": text, "connector": connector, "baseline": baseline}
+    if vision.startswith("llm:"):
+        fields |= {"patch_size": patch_size, "rope": rope}
+    config = validate(fields, ModelConfig, "assemble")
+
+    from unclipped.models.assemble import assemble_from_config
+    from unclipped.models.checkpoint import save_model
+
+    model, processor, report = assemble_from_config(config, seed=seed)
+    save_model(model, processor, output)
+    typer.echo(str(report))
+    typer.echo(f"\nsaved: {output}\nnext:  unclipped chat {output} IMAGE -q 'What is shown?'   (after training it)")

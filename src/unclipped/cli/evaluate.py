@@ -1,0 +1,73 @@
+"""`unclipped eval`: score a saved model on tasks, with intervals and a blind baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = """Evaluate a model folder: per-category scores with 95 % intervals, raw predictions kept.
+
+The tasks come from a recipe (its `evaluation` section), or from one data set given directly.
+
+Examples:
+
+  unclipped eval runs/nlvr/model --recipe nlvr --output runs/nlvr-eval
+
+  unclipped eval model --data ./my-folder --split val --scorer exact_match --blind --output runs/eval
+
+  unclipped eval model --data generated:characters --split test --limit 400 --output runs/eval
+
+  unclipped eval model --data generated:characters --output runs/eval --rescore
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("eval", help=HELP)(evaluate)
+
+
+def evaluate(
+    model: Path = typer.Argument(..., help="Model folder (or hub id of a model in our format)."),
+    overrides: list[str] = typer.Argument(None, help="Changes to the evaluation section, key.path=value."),
+    output: Path = typer.Option(..., help="Run folder for predictions and results."),
+    recipe: str = typer.Option(None, help="Recipe whose evaluation section is used."),
+    data: str = typer.Option(None, help="A data set: a folder or file, or generated:NAME."),
+    split: str = typer.Option("val", help="Split of --data."),
+    scorer: str = typer.Option("exact_match", help="Scorer of --data."),
+    limit: int = typer.Option(None, help="At most this many items of --data."),
+    max_new_tokens: int = typer.Option(32, help="Longest answer in tokens, for --data."),
+    batch_size: int = typer.Option(32, help="Questions a batch."),
+    blind: bool = typer.Option(False, "--blind", help="Also answer with the image removed."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted evaluation in OUTPUT."),
+    rescore: bool = typer.Option(False, "--rescore", help="Score the kept predictions again; no model is loaded."),
+) -> None:
+    from unclipped.core.errors import UsageError
+    from unclipped.core.files import new_run_folder
+    from unclipped.evaluation.config import EvaluationConfig
+    from unclipped.recipes.loading import apply_overrides, read_recipe
+    from unclipped.recipes.validation import validate
+
+    if (recipe is None) == (data is None) and not rescore:
+        raise UsageError("eval: give either --recipe NAME or --data FOLDER (or generated:NAME)")
+    if rescore:
+        from unclipped.evaluation.runner import rescore as run_rescore
+
+        run_rescore(output)
+        return
+    if recipe is not None:
+        section = read_recipe(recipe).get("evaluation", {})
+    else:
+        source = {"source": data, "split": split}
+        task = {"name": Path(data.removeprefix("generated:")).stem, "source": source, "scorer": scorer}
+        section = {"tasks": [task | {"max_new_tokens": max_new_tokens, "limit": limit}], "batch_size": batch_size}
+    if blind:
+        section["blind"] = True
+    config = validate(apply_overrides(section, overrides or []), EvaluationConfig, recipe or "eval")
+    new_run_folder(output, resume=resume)
+    from unclipped.cli.record import record_run
+
+    record_run(config, output, resume=resume)
+    from unclipped.evaluation.runner import evaluate_model
+
+    evaluate_model(str(model), config, output, resume=resume)

@@ -1,0 +1,46 @@
+"""`unclipped pretrain`: a language model from text, or a vision encoder from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = """Train a small language model (and its tokenizer) or a vision encoder from nothing.
+
+RECIPE is a YAML file or a built-in name (`unclipped recipes`); fields are changed with key.path=value.
+
+Examples:
+
+  unclipped pretrain quickstart-lm --output runs/lm
+
+  unclipped pretrain real-lm data.sources.0.source=books.txt.gz steps=500 --output runs/lm
+
+  unclipped pretrain clothing-mae --output runs/vit --resume
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("pretrain", help=HELP)(pretrain)
+
+
+def pretrain(
+    recipe: str = typer.Argument(..., help="Recipe file or built-in name."),
+    overrides: list[str] = typer.Argument(None, help="Changes, key.path=value."),
+    output: Path = typer.Option(..., help="Run folder; the model is written to OUTPUT/model."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run in OUTPUT."),
+) -> None:
+    from unclipped.recipes.validation import load_recipe
+    from unclipped.recipes.schema import PretrainRecipe
+
+    config = load_recipe(recipe, PretrainRecipe, overrides)
+    from unclipped.core.files import new_run_folder
+
+    new_run_folder(output, resume=resume)
+    from unclipped.cli.record import record_run
+
+    record_run(config, output, resume=resume)
+    from unclipped.training.pretrain import pretrain as run
+
+    run(config, output, resume=resume)

@@ -1,0 +1,24 @@
+"""The recipe schemas: what a YAML file of each kind may hold."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from unclipped.studies.config import ExperimentConfig
+from unclipped.training.config import PretrainConfig
+
+
+class TrainRecipe(ExperimentConfig):
+    """A recipe of `unclipped train`."""
+
+    kind: Literal["train"] = "train"
+    """Which command runs it."""
+
+
+class PretrainRecipe(PretrainConfig):
+    """A recipe of `unclipped pretrain`."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    """Which command runs it."""
+    description: str = ""
+    """What the run is for, in one sentence."""

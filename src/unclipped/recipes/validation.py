@@ -1,0 +1,78 @@
+"""From a plain dictionary to a validated configuration, with errors that name the field and the nearest valid name."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from unclipped.core.config import FrozenConfig
+from unclipped.core.errors import UsageError, nearest
+from unclipped.recipes.loading import apply_overrides, read_recipe
+
+C = TypeVar("C", bound=FrozenConfig)
+
+
+def load_recipe(name: str, schema: type[C], overrides: list[str] | None = None) -> C:
+    """Read, override and validate a recipe. Raises UsageError with one line for each wrong field."""
+    return validate(apply_overrides(read_recipe(name), overrides or []), schema, name)
+
+
+def validate(recipe: dict[str, Any], schema: type[C], where: str) -> C:
+    """The configuration of `schema` made from `recipe`. Raises UsageError that names every wrong field."""
+    kind = recipe.get("kind")
+    expected = schema.model_fields["kind"].default if "kind" in schema.model_fields else None
+    if expected is not None and kind is not None and kind != expected:
+        raise UsageError(f"recipe {where}: is of kind '{kind}'; run it with 'unclipped {kind} {where}'")
+    try:
+        return schema.model_validate(recipe)
+    except ValidationError as error:
+        lines = [_describe(item, schema) for item in error.errors(include_url=False)]
+        raise UsageError(f"recipe {where}: " + "; ".join(lines)) from None
+
+
+def _describe(item: Any, schema: type[BaseModel]) -> str:
+    """One line for one pydantic error."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        owner = _model_at(schema, item["loc"][:-1])
+        valid = owner.model_fields if owner is not None else ()
+        return f"unknown field '{path}' ({nearest(str(item['loc'][-1]), valid)})"
+    if item["type"] == "missing":
+        return f"field '{path}' is required"
+    found = item.get("input")
+    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool | None) else ""
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"field '{path}': {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _model_at(schema: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model that an error's location leads to; None where the path runs through a union it cannot tell apart."""
+    current: type[BaseModel] | None = schema
+    for part in location:
+        if isinstance(part, int):  # an index into a list: the element's model was found from the annotation
+            continue
+        if current is None or part not in current.model_fields:
+            continue  # the label of a union member
+        models = _models_in(current.model_fields[part].annotation)
+        current = models[0] if len(models) == 1 else None
+    return current
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def to_yaml(config: FrozenConfig) -> str:
+    """The configuration as YAML that gives the same configuration when read again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def is_recipe_file(name: str) -> bool:
+    """Whether `name` looks like a recipe file rather than a checkpoint folder."""
+    return Path(name).suffix in {".yaml", ".yml"}

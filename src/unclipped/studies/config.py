@@ -1,0 +1,60 @@
+"""Configuration of an experiment: one model, its data and stages, and the baselines trained alike. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from unclipped.core.config import FrozenConfig
+from unclipped.data.config import DataConfig, SourceConfig
+from unclipped.evaluation.config import EvaluationConfig
+from unclipped.models.config import ModelConfig
+from unclipped.training.config import StageConfig, TrainingConfig
+
+Baseline = Literal["blind", "random_encoder"]
+
+
+class ExperimentConfig(FrozenConfig):
+    """A training run with its evaluation and its baselines."""
+
+    description: str = ""
+    """What the run is for, in one sentence; stands at the head of the report."""
+    difficulty: str = ""
+    """How hard the data is and what the test split withholds; stands in the report."""
+    model: ModelConfig
+    """Encoder, connector and language model."""
+    data: DataConfig
+    """Training data of the stages that name none."""
+    stages: tuple[StageConfig, ...]
+    """Stages in order; each trains the parts that it names."""
+    training: TrainingConfig = TrainingConfig()
+    """The machine, the optimiser and the seed."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Tasks on which the model and its baselines are scored."""
+    held_out_text: tuple[SourceConfig, ...] = ()
+    """Text on which the language model's perplexity is measured before and after each stage."""
+    held_out_blocks: int = 64
+    """Blocks of that text."""
+    baselines: tuple[Baseline, ...] = ()
+    """Arms trained alike: `blind` (no image in training and test), `random_encoder` (fresh encoder weights)."""
+    blind_image: Literal["removed", "blank"] = "removed"
+    """What the blind arm gets: no image, or an image of the mean colour (for runs that train the connector alone)."""
+    chat_examples: int = 3
+    """Test images saved beside the report, to try the chat command on."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        if not self.stages:
+            raise ValueError("stages: give at least one stage")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: names must differ, found {', '.join(names)}")
+        if "blind" in self.baselines and self.blind_image == "removed":
+            idle = [stage.name for stage in self.stages if "text" not in stage.train]
+            if len(idle) == len(self.stages):
+                raise ValueError(
+                    "baselines: no stage trains the text part, so a blind arm without images has nothing to train; "
+                    "set blind_image: blank"
+                )
+        return self
