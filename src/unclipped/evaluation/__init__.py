@@ -1,1 +1,1 @@
-"""Tasks, scorers, intervals and the runner."""
+"""Evaluation: tasks declared as data, scorers, intervals, and a resumable runner that keeps raw predictions."""

@@ -1,1 +1,1 @@
-"""One engine for chat, serving and evaluation."""
+"""Inference: one engine (batched greedy generation, streaming) used by chat, serving and evaluation."""

@@ -1,0 +1,253 @@
+"""Scoring rules. Each turns one prediction into a numerator and a denominator; a figure is the ratio of their sums.
+
+Means have denominator 1, so their figure is the mean of the items. The character error rate has the gold length as its
+denominator, so its figure is all edits over all characters (a micro average), and the same intervals serve both.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationError
+
+from unclipped.core.config import FrozenConfig
+from unclipped.core.errors import DataError, UsageError, nearest
+from unclipped.core.registry import Registry
+from unclipped.evaluation.text import edit_distance, find_number, normalise, normalise_vqa, parse_number
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of one item: `numerator / denominator`. `is_parsed` is false when no answer could be read from the text."""
+
+    numerator: float
+    denominator: float = 1.0
+    is_parsed: bool = True
+
+    @property
+    def value(self) -> float:
+        """The item's own figure: accuracy, similarity, or error rate."""
+        return self.numerator / self.denominator
+
+
+class Scorer(FrozenConfig, ABC):
+    """A scoring rule; its fields are its options. Pure: the same texts give the same score."""
+
+    metric: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    is_binary: ClassVar[bool] = True
+    """Whether every item scores 0 or 1 (what Wilson intervals need)."""
+
+    @abstractmethod
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        """Score a prediction against the gold answers. Raises DataError when the gold cannot be scored by this rule."""
+
+
+SCORERS: Registry[type[Scorer]] = Registry("scorer")
+
+
+def build_scorer(name: str, options: dict[str, Any] | None = None) -> Scorer:
+    """The scorer `name` with its options. Raises UsageError on an unknown name or option, with the nearest valid."""
+    kind = SCORERS.get(name)
+    for option in options or {}:
+        if option not in kind.model_fields:
+            raise UsageError(f"scorer '{name}' has no option '{option}'; {nearest(option, kind.model_fields)}")
+    try:
+        return kind(**(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"scorer '{name}', option '{field}': {first['msg']}, found {first['input']!r}") from None
+
+
+def _require_answers(answers: tuple[str, ...]) -> None:
+    if not answers:
+        raise DataError("no gold answer to score against; give `answer` or `answers`")
+
+
+@SCORERS.register("exact_match")
+class ExactMatch(Scorer):
+    """1 when the prediction equals any gold answer after NFC, stripping, collapsing white space and case-folding."""
+
+    case_sensitive: bool = False
+    """Keep the case of both sides."""
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        _require_answers(answers)
+        found = normalise(prediction, case_sensitive=self.case_sensitive)
+        return Score(float(any(found == normalise(a, case_sensitive=self.case_sensitive) for a in answers)))
+
+
+@SCORERS.register("relaxed_accuracy")
+class RelaxedAccuracy(Scorer):
+    """ChartQA: numbers within a relative tolerance, everything else equal without regard to case.
+
+    `15%` reads as 0.15, so `15` against `15%` is wrong. A gold zero has no relative distance and needs the same text.
+    `1,000` is no number: it matches only as text. The comparison is made in floating point, as published scorers do.
+    """
+
+    tolerance: float = Field(default=0.05, ge=0.0)
+    """Largest relative distance |prediction - gold| / |gold| that counts as right."""
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        _require_answers(answers)
+        return Score(float(any(self._matches(prediction, answer) for answer in answers)))
+
+    def _matches(self, prediction: str, answer: str) -> bool:
+        found, gold = parse_number(prediction), parse_number(answer)
+        if found is not None and gold is not None and gold != 0.0:
+            return abs(found - gold) / abs(gold) <= self.tolerance
+        return normalise(prediction) == normalise(answer)
+
+
+@SCORERS.register("anls")
+class AverageNormalisedLevenshteinSimilarity(Scorer):
+    """ANLS: the best 1 - NL over the answers where NL < threshold, else 0; NL = edit distance / longer length.
+
+    Both sides are stripped, white space collapsed and case-folded first, and their normalised lengths count.
+    """
+
+    metric: ClassVar[str] = "anls"
+    is_binary: ClassVar[bool] = False
+
+    threshold: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Normalised distance from which an answer scores nothing."""
+    compatible: bool = False
+    """Score as common evaluation suites do: a distance equal to the threshold counts, and lengths are taken before
+    white space is collapsed."""
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        _require_answers(answers)
+        return Score(max(self._similarity(prediction, answer) for answer in answers))
+
+    def _similarity(self, prediction: str, answer: str) -> float:
+        found, gold = normalise(prediction), normalise(answer)
+        length = max(len(prediction), len(answer)) if self.compatible else max(len(found), len(gold))
+        distance = edit_distance(found, gold) / length if length else 0.0
+        counts = distance < self.threshold or (self.compatible and distance == self.threshold)
+        return 1.0 - distance if counts else 0.0
+
+
+@SCORERS.register("character_error_rate")
+class CharacterErrorRate(Scorer):
+    """Edit distance over gold length; the figure of a set is all edits over all gold characters. Lower is better.
+
+    White space is stripped and collapsed on both sides. Of several gold answers the one with the lowest rate counts.
+    """
+
+    metric: ClassVar[str] = "character_error_rate"
+    higher_is_better: ClassVar[bool] = False
+    is_binary: ClassVar[bool] = False
+
+    case_sensitive: bool = True
+    """Whether a wrong case is an error."""
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        _require_answers(answers)
+        found = normalise(prediction, case_sensitive=self.case_sensitive)
+        golds = [normalise(answer, case_sensitive=self.case_sensitive) for answer in answers]
+        if not all(golds):
+            raise DataError("an empty gold answer has no character error rate; remove it or choose another scorer")
+        scores = [Score(float(edit_distance(found, gold)), float(len(gold))) for gold in golds]
+        return min(scores, key=lambda score: score.value)
+
+
+@SCORERS.register("vqa_soft")
+class SoftVqaAccuracy(Scorer):
+    """Soft VQA accuracy: mean over annotators of min(1, matches among the *other* annotators / 3)."""
+
+    is_binary: ClassVar[bool] = False
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        if len(answers) < 4:
+            raise DataError(
+                f"soft VQA accuracy needs the answers of at least 4 annotators (10 are usual), found {len(answers)}; "
+                "score with exact_match instead"
+            )
+        found = normalise_vqa(prediction)
+        counts = Counter(normalise_vqa(answer) for answer in answers)
+        matches, total = counts[found], len(answers)
+        # Leaving out an annotator who gave this answer leaves matches - 1; leaving out another one leaves matches.
+        left_out = matches * min(1.0, (matches - 1) / 3) + (total - matches) * min(1.0, matches / 3)
+        return Score(left_out / total)
+
+
+# A bare capital counts before a mark or at the end; other than A and I, which open phrases, also before a blank.
+_STATED_LETTER = re.compile(
+    r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?:\(([A-Za-z])\)|([A-Z])(?=[.):,]|$)|([B-HJ-Z])(?![\w']))"
+)
+_LEADING_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Z])(?:[.):,]|$)")
+
+
+@SCORERS.register("multiple_choice")
+class MultipleChoice(Scorer):
+    """The choice named by its text or by its letter (A for the first). What names none is wrong and counted apart.
+
+    Read in this order: the whole text is a choice; the whole text is a letter (`b`, `(B)`, `B.`); a letter opens the
+    text (`B. cat`, `(b) cat`) or is stated (`the answer is B`); exactly one choice stands in the text as whole words.
+    A letter whose following text is another choice is a contradiction: wrong, never guessed.
+    """
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        _require_answers(answers)
+        if not choices:
+            raise DataError("multiple_choice needs the sample's `choices`; add them or choose another scorer")
+        names = [normalise(choice) for choice in choices]
+        golds = {self._gold(answer, names) for answer in answers}
+        found = self._parse(prediction, names)
+        return Score(0.0, is_parsed=False) if found is None else Score(float(found in golds))
+
+    @staticmethod
+    def _gold(answer: str, names: list[str]) -> str:
+        name = normalise(answer)
+        if name in names:
+            return name
+        if len(name) == 1 and 0 <= ord(name) - ord("a") < len(names):
+            return names[ord(name) - ord("a")]
+        raise DataError(f"gold answer {answer!r} is neither one of the choices {names} nor a letter of one")
+
+    @staticmethod
+    def _parse(prediction: str, names: list[str]) -> str | None:
+        """The normalised text of the choice that was named, or None."""
+        text = " ".join(prediction.split())
+        whole = normalise(text)
+        bare = whole.rstrip(".")
+        for candidate in (whole, bare):
+            if candidate in names:
+                return candidate
+        by_letter = {chr(ord("a") + index): name for index, name in enumerate(names)}
+        letter = bare.strip("():,.")
+        if letter in by_letter:
+            return by_letter[letter]
+        named = {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", whole)}
+        # A longer choice that contains a shorter one ("dark red", "red") is the one that was named.
+        named = {name for name in named if not any(name != other and name in other for other in named)}
+        match = _LEADING_LETTER.match(text) or _STATED_LETTER.search(text)
+        letter = next(group for group in match.groups() if group).lower() if match else ""
+        if letter in by_letter:
+            return None if named and by_letter[letter] not in named else by_letter[letter]
+        return named.pop() if len(named) == 1 else None
+
+
+@SCORERS.register("within_percent")
+class WithinPercent(Scorer):
+    """1 when the only number of the prediction lies within `percent` of the gold number; a gold zero needs a zero."""
+
+    percent: float = Field(default=10.0, ge=0.0)
+    """Largest distance, in percent of the gold number."""
+
+    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+        _require_answers(answers)
+        golds = [find_number(answer) for answer in answers]
+        if None in golds:
+            raise DataError(f"gold answer {answers[golds.index(None)]!r} is not one number; choose another scorer")
+        found = find_number(prediction)
+        if found is None:
+            return Score(0.0, is_parsed=False)
+        # Multiplied out, so that 90 against 100 is inside 10 percent exactly, not up to rounding.
+        hit = any(abs(found - gold) * 100.0 <= self.percent * abs(gold) for gold in golds if gold is not None)
+        return Score(float(hit))
