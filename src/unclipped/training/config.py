@@ -1,0 +1,192 @@
+"""Configuration of training: optimisers, stages, the machine, pretraining. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from unclipped.core.config import FrozenConfig
+from unclipped.data.config import DataConfig, SourceConfig
+
+Part = Literal["vision", "connector", "text"]
+Auxiliary = Literal["ctc"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+class OptimizerConfig(FrozenConfig):
+    """How gradients become updates; learning rates of AdamW stand in the stage, one for each part."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: torch.optim.Muon on the hidden matrices of the blocks, AdamW on everything else."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW: decay of the running mean of the gradient and of its square."""
+    epsilon: PositiveFloat = 1e-8
+    """AdamW: added to the root of the running square."""
+    weight_decay: NonNegativeFloat | dict[Part, NonNegativeFloat] = 0.0
+    """AdamW: decoupled weight decay of matrices, one number or one for each part (norms, biases: none)."""
+    muon_learning_rate: PositiveFloat = 1e-2
+    """Muon: learning rate of hidden matrices."""
+    muon_scale: dict[Part, PositiveFloat] = Field(default_factory=dict)
+    """Muon: factor on `muon_learning_rate` for single parts, 1 where absent."""
+    muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Muon: decay of the momentum."""
+    muon_weight_decay: NonNegativeFloat = 0.01
+    """Muon: decoupled weight decay."""
+    muon_parts: tuple[Part, ...] = ("vision", "connector", "text")
+    """Muon: the parts whose hidden matrices it updates; those of other parts stay with AdamW."""
+
+
+class StageConfig(FrozenConfig):
+    """One stage of training: what is trained, how fast, for how long, on what."""
+
+    name: str = Field(default="train", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the stage, used for files and metrics."""
+    train: dict[Part, PositiveFloat]
+    """Learning rate of AdamW for each trained part; parts that are absent are frozen."""
+    steps: PositiveInt
+    """Number of optimiser steps."""
+    batch_size: PositiveInt = 32
+    """Samples in one optimiser step, over all processes and accumulated micro-batches."""
+    gradient_accumulation: PositiveInt = 1
+    """Micro-batches into which each process cuts its share of a batch (less memory, the same update)."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which learning rates rise linearly from zero."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rates after the warm-up."""
+    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the learning rate that is left at the last step (cosine and linear)."""
+    data: DataConfig | None = None
+    """Data of this stage; null: the recipe's `data`."""
+    max_length: PositiveInt | None = None
+    """Longest sequence in tokens; null: no limit."""
+    optimizer: OptimizerConfig | None = None
+    """Optimiser of this stage; null: the one under `training`."""
+    auxiliary: dict[Auxiliary, PositiveFloat] = Field(default_factory=dict)
+    """Weights of auxiliary loss parts. `ctc`: the encoder's tokens in reading order must spell the answer."""
+    clip_norm: PositiveFloat | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
+    standardise_batches: PositiveInt = 8
+    """Batches on which a connector with `standardise` measures mean and standard deviation of the features."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StageConfig:
+        if not self.train:
+            raise ValueError(
+                f"stage '{self.name}' trains nothing: give a learning rate under train, e.g. connector: 1e-3"
+            )
+        if self.warmup_steps >= self.steps and self.steps > 1:
+            raise ValueError(
+                f"stage '{self.name}': warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
+            )
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"stage '{self.name}': batch_size ({self.batch_size}) is no multiple of "
+                f"gradient_accumulation ({self.gradient_accumulation})"
+            )
+        return self
+
+
+class TrainingConfig(FrozenConfig):
+    """The machine and the run: what holds for all stages."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto`: CUDA, else MPS, else CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast on CUDA devices that support it, fp32 elsewhere. Weights stay fp32."""
+    compile: bool | Literal["auto"] = False
+    """torch.compile of the model; `auto`: on CUDA only."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more computation."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """With several processes (torchrun): replicate the model, or shard parameters, gradients and optimiser."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimiser of stages that name none."""
+    seed: NonNegativeInt = 0
+    """Seed of data order, augmentation and initialisation of new tensors."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; null: torch's own choice."""
+    workers: NonNegativeInt = 0
+    """Processes that prepare samples; 0: the training process itself."""
+    save_every_steps: PositiveInt | None = None
+    """Steps between checkpoints; null: only when interrupted and between stages."""
+    log_every_steps: PositiveInt = 10
+    """Steps between lines of metrics."""
+    length_grouping: NonNegativeInt = 0
+    """Batches in a window that is sorted by length so that batches hold alike lengths; 0: no grouping."""
+
+
+class TokenizerConfig(FrozenConfig):
+    """The tokenizer of a language model trained from text."""
+
+    kind: Literal["bpe", "characters"] = "bpe"
+    """`bpe`: byte-level pairs, any text. `characters`: one token a character, unknown bytes by byte tokens."""
+    vocabulary_size: PositiveInt = 1024
+    """bpe: number of tokens, special tokens included."""
+    split_digits: bool = True
+    """bpe: each digit is a token, so that numbers are spelt."""
+    characters: str | None = None
+    """characters: the alphabet beside printable ASCII; null: every character found in the training text."""
+    documents: PositiveInt = 20_000
+    """Documents of the mixture from which the tokenizer is trained."""
+    source: str | None = None
+    """Folder or hub id of a tokenizer to take as it is, instead of training one."""
+
+
+class PretrainConfig(FrozenConfig):
+    """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
+
+    objective: Literal["language_model", "masked_autoencoder"]
+    """What is learned."""
+    shape: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the transformers configuration; `model_type` is `qwen3` (language_model) or `vit_mae`."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """language_model: the tokenizer."""
+    data: DataConfig
+    """Text files and samples (language_model), samples with images (masked_autoencoder)."""
+    held_out: tuple[SourceConfig, ...] = ()
+    """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
+    held_out_blocks: PositiveInt = 64
+    """Blocks (language_model) or images (masked_autoencoder) on which the held-out loss is measured."""
+    block_length: PositiveInt = 256
+    """language_model: tokens in a block."""
+    steps: PositiveInt
+    """Number of optimiser steps."""
+    batch_size: PositiveInt = 32
+    """Blocks or images in one optimiser step, over all processes."""
+    gradient_accumulation: PositiveInt = 1
+    """Micro-batches into which each process cuts its share of a batch."""
+    learning_rate: PositiveFloat = 1e-3
+    """Learning rate of AdamW (with `muon`: of what is no hidden matrix)."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which learning rates rise linearly from zero."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the learning rate that is left at the last step."""
+    clip_norm: PositiveFloat | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
+    image_size: PositiveInt | None = None
+    """masked_autoencoder: images are stretched to this square side in pixels; null: `shape.image_size`."""
+    smallest_window: PositiveInt | None = None
+    """masked_autoencoder: smallest side in pixels of the random window cut from the batch; null: no cutting."""
+    flip: bool = True
+    """masked_autoencoder: mirror half of the images."""
+    training: TrainingConfig = TrainingConfig(optimizer=OptimizerConfig(name="muon"))
+    """The machine, the optimiser and the seed."""
+
+    def stage(self) -> StageConfig:
+        """The single stage that this configuration describes, over the whole model as one part."""
+        part: Part = "text" if self.objective == "language_model" else "vision"
+        return StageConfig(
+            name=self.objective,
+            train={part: self.learning_rate},
+            steps=self.steps,
+            batch_size=self.batch_size,
+            gradient_accumulation=self.gradient_accumulation,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+            final_ratio=self.final_ratio,
+            data=self.data,
+            clip_norm=self.clip_norm,
+        )
