@@ -1,0 +1,168 @@
+"""What a recipe says about data: sources, how they are mixed, and what is done to a sample before it is encoded."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from unclipped.core.config import FrozenConfig
+
+
+class PartConfig(FrozenConfig):
+    """A part cut from a split by the hash of a key, so that choices are made on data that no report uses."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the keys that fall on the `dev` side."""
+    side: Literal["train", "dev"]
+    """Which side this source yields. Both sides together are the whole split, and no key is on both."""
+    by: Literal["cluster", "image", "sample"] = "cluster"
+    """Key that is never split: the cluster (see `SourceConfig.cluster`), the image, or the sample id."""
+    seed: int = 0
+    """Another seed cuts another part."""
+
+
+class PermutePanels(FrozenConfig):
+    """Permute side-by-side panels of the image and the words that name them."""
+
+    kind: Literal["permute_panels"] = "permute_panels"
+    panels: tuple[tuple[float, float], ...]
+    """Left and right edge of each panel as fractions of the image width; all of one width, left to right."""
+    names: tuple[str, ...]
+    """The word for each panel, left to right, as whole words of question and answer."""
+    unsafe: tuple[str, ...] = ("leftmost", "rightmost", "left of", "right of", "next to", "between", "first", "last")
+    """A sample whose text holds one of these keeps its image: its meaning may change with the order of the panels."""
+    probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of samples that are permuted (the identity is one of the permutations)."""
+
+    @model_validator(mode="after")
+    def _panels_fit(self) -> PermutePanels:
+        if len(self.panels) != len(self.names) or len(self.panels) < 2:
+            raise ValueError(
+                f"expected one name for each of at least two panels, found {len(self.names)} names "
+                f"for {len(self.panels)} panels"
+            )
+        edges = [edge for panel in self.panels for edge in panel]
+        if edges != sorted(edges) or edges[0] < 0 or edges[-1] > 1:
+            raise ValueError("panels must lie left to right inside 0..1 without overlap")
+        widths = [right - left for left, right in self.panels]
+        if max(widths) - min(widths) > 1e-6:
+            raise ValueError(f"panels must have equal widths, found {widths}")
+        return self
+
+
+class MirrorPanels(FrozenConfig):
+    """Flip the whole image left to right and swap the words in pairs."""
+
+    kind: Literal["mirror_panels"] = "mirror_panels"
+    swap: tuple[tuple[str, str], ...] = (("left", "right"), ("leftmost", "rightmost"))
+    """Pairs of whole words that trade places in question and answer."""
+    unsafe: tuple[str, ...] = ()
+    """A sample whose text holds one of these keeps its image."""
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of samples that are mirrored."""
+
+
+class Geometric(FrozenConfig):
+    """Scale and shift the image a little; the uncovered border takes the colour of the image's own border."""
+
+    kind: Literal["geometric"] = "geometric"
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest change of width and height (drawn apart), as a fraction."""
+    shift: Annotated[int, Field(ge=0)] = 3
+    """Largest shift in each direction, in pixels."""
+
+
+class Photometric(FrozenConfig):
+    """Change contrast and brightness and add noise, all on values in 0..1."""
+
+    kind: Literal["photometric"] = "photometric"
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Contrast about the mean is multiplied by 1 ± this."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Added to every value: ± this."""
+    noise: Annotated[float, Field(ge=0)] = 0.02
+    """Standard deviation of Gaussian noise is drawn between 0 and this."""
+
+
+class RandomCrop(FrozenConfig):
+    """Crop a random window and, optionally, flip it left to right: for photographs."""
+
+    kind: Literal["random_crop"] = "random_crop"
+    minimum_area: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Smallest share of the image's area that is kept."""
+    aspect: Annotated[float, Field(ge=1)] = 1.33
+    """Largest change of the aspect ratio."""
+    flip: bool = True
+    """Flip half of the images; leave off where left and right carry meaning."""
+
+
+AugmentStep = Annotated[
+    PermutePanels | MirrorPanels | Geometric | Photometric | RandomCrop, Field(discriminator="kind")
+]
+
+
+class AugmentConfig(FrozenConfig):
+    """Changes made to training samples, in order; each is a pure function of the seed and the sample's index."""
+
+    steps: tuple[AugmentStep, ...] = ()
+    """Applied one after the other."""
+
+
+class SourceConfig(FrozenConfig):
+    """One place that samples come from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """`generated:NAME`, or a file or folder. In a folder, `<split>.jsonl` (or .json, .parquet) is taken."""
+    format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "parquet", "text"] = "auto"
+    """File format; `auto` looks at the content."""
+    split: str = "train"
+    """Split of a folder or of a generated task."""
+    images: str | None = None
+    """Folder that image paths are relative to; by default the folder of the data file."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of draws in a mixture, relative to the other sources' weights."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Use only the first so many samples (after `part`)."""
+    cluster: str | None = None
+    """Regular expression with one group, searched in the sample id: the group is the cluster of related samples, as in
+    `sroie-line-(\\d+)-` for lines of one receipt."""
+    part: PartConfig | None = None
+    """Take only one side of a split cut by hash."""
+    augment: AugmentConfig | None = None
+    """Augmentation of this source alone, in place of the mixture's."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generated task or of the reader (see the reader's description)."""
+
+    @field_validator("cluster")
+    @classmethod
+    def _one_group(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"expected a regular expression with exactly one group, found {groups}")
+        return value
+
+
+class DataConfig(FrozenConfig):
+    """The `data` section of a recipe: a weighted mixture of sources."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    """Where samples come from."""
+    share_image: bool = False
+    """Put the questions about one image in one row behind a single copy of the image, unseen by each other."""
+    max_group: Annotated[int, Field(gt=0)] | None = None
+    """With `share_image`, the most questions in one row; an image with more gives several rows."""
+    blind: bool = False
+    """Take the images out of every sample: the baseline that can only guess."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """`skip` logs and counts a sample that cannot be used and takes the next in its place."""
+    augment: AugmentConfig | None = None
+    """Augmentation of every source that has none of its own."""
+    seed: int | None = None
+    """Seed of order and augmentation; None takes the run's seed."""

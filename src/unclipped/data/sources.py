@@ -1,0 +1,169 @@
+"""Open a source of samples: the protocol, the way from a configuration to a reader, parts, limits and clusters."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from unclipped.core.errors import DataError, UsageError
+from unclipped.data.config import PartConfig, SourceConfig
+from unclipped.data.sample import Sample
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to samples. `sample = source[i]` is a pure function of i and safe in forked workers and threads.
+
+    `length` is the number of samples, None for an endless source. An endless source that asks several questions about
+    each image may declare `samples_per_image = k`: samples k·j … k·j + k − 1 then share their image.
+    """
+
+    name: str
+
+    @property
+    def length(self) -> int | None: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
+    """The source that `config` describes. `seed` reaches generated sources only.
+
+    Raises DataError for missing, empty or damaged files, UsageError for wrong options.
+    """
+    if config.source.startswith("generated:"):
+        source = _open_generated(config, seed)
+    else:
+        from unclipped.data.readers import open_reader
+
+        source = open_reader(config)
+    if config.cluster is not None:
+        source = ClusteredSource(source, config.cluster)
+    if config.part is not None:
+        source = part_of(source, config.part)
+    if config.limit is not None:
+        source = LimitedSource(source, config.limit)
+    if source.length == 0:
+        raise DataError(f"{source.name}: no sample; the file is empty or nothing is left after part and limit")
+    return source
+
+
+def _open_generated(config: SourceConfig, seed: int) -> Source:
+    from unclipped.data.generated.registry import open_generated
+
+    name = config.source.removeprefix("generated:")
+    if config.format != "auto" or config.images is not None:
+        raise UsageError(f"source {config.source}: a generated task takes neither format nor images; remove them")
+    return open_generated(name, config.split, config.options, seed)
+
+
+def image_key(sample: Sample) -> str:
+    """A key that is equal for samples about the same images: paths, or digests of bytes and pixels."""
+    keys = []
+    for part in sample.images:
+        if isinstance(part.source, str | Path):
+            keys.append(str(part.source))
+        elif isinstance(part.source, bytes):
+            keys.append(hashlib.blake2b(part.source, digest_size=16).hexdigest())
+        else:
+            digest = hashlib.blake2b(part.source.tobytes(), digest_size=16)
+            keys.append(f"{part.source.mode}{part.source.size}{digest.hexdigest()}")
+    return "\n".join(keys)
+
+
+class ClusteredSource:
+    """A source whose samples carry the cluster that a regular expression finds in their id."""
+
+    def __init__(self, source: Source, pattern: str) -> None:
+        self.source, self.name, self.pattern = source, source.name, re.compile(pattern)
+
+    @property
+    def length(self) -> int | None:
+        return self.source.length
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        found = self.pattern.search(sample.id)
+        if found is None or found.group(1) is None:
+            raise DataError(
+                f"{self.name}, sample {sample.id}: the id does not match cluster '{self.pattern.pattern}'; "
+                "change the expression or remove it"
+            )
+        return replace(sample, cluster=found.group(1))
+
+
+class SelectedSource:
+    """Chosen samples of a finite source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, name: str | None = None) -> None:
+        self.source, self.name = source, name or source.name
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    @property
+    def length(self) -> int:
+        return len(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self.indices):
+            raise IndexError(f"{self.name}: index {index} out of {len(self.indices)}")
+        return self.source[int(self.indices[index])]
+
+
+class LimitedSource:
+    """The first `limit` samples of a source, endless or not."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self.source, self.name = source, source.name
+        self.length: int | None = limit if source.length is None else min(limit, source.length)
+        self.samples_per_image: int = getattr(source, "samples_per_image", 1)
+
+    def __len__(self) -> int:
+        return self.length or 0
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < (self.length or 0):
+            raise IndexError(f"{self.name}: index {index} out of {self.length}")
+        return self.source[index]
+
+
+def samples_of(source: Source) -> Iterator[Sample]:
+    """All samples of a finite source in order. Raises UsageError for an endless one."""
+    if source.length is None:
+        raise UsageError(f"{source.name} is endless; give it a limit")
+    for index in range(source.length):
+        yield source[index]
+
+
+def on_dev_side(key: str, part: PartConfig) -> bool:
+    """Whether the hash of `key` puts it on the dev side."""
+    digest = hashlib.blake2b(f"{part.seed}\n{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < part.share * 2**64
+
+
+def part_of(source: Source, part: PartConfig) -> Source:
+    """One side of a finite source (one pass over its rows). Raises UsageError when samples have no cluster to cut by."""
+    if source.length is None:
+        raise UsageError(f"{source.name} is endless and cannot be cut into parts; use its splits")
+    chosen = []
+    for index, sample in enumerate(samples_of(source)):
+        if part.by == "cluster":
+            if sample.cluster is None:
+                raise UsageError(
+                    f"{source.name}, sample {sample.id}: part.by is 'cluster' but the sample has none; "
+                    "set cluster to a regular expression on ids, or cut by image or sample"
+                )
+            key = sample.cluster
+        else:
+            key = image_key(sample) if part.by == "image" else sample.id
+        if on_dev_side(key, part) == (part.side == "dev"):
+            chosen.append(index)
+    return SelectedSource(source, chosen, name=f"{source.name} [{part.side} part]")
