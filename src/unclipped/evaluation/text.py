@@ -43,18 +43,16 @@ def find_number(text: str) -> float | None:
 
 # Soft VQA accuracy compares answers after this normaliser. Contractions typed without an apostrophe get it back,
 # except where that would turn one English word into another (its, were, well, hell, shell, wed, id, ill, shed, lets).
-_CONTRACTIONS = (
-    "ain't aren't can't couldn't could've didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's i'm "
-    "i've isn't it'd it'll ma'am mightn't might've mustn't must've needn't o'clock oughtn't shan't she's shouldn't "
-    "should've somebody's someone's something's that'd that's there'd there's they'd they'll they're they've 'twas "
-    "wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's who've "
-    "why'll why're why's won't wouldn't would've y'all you'd you'll you're you've"
-).split()
-_RESTORED = {word.replace("'", ""): word for word in _CONTRACTIONS}
-_DIGITS = {
-    word: str(value)
-    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_CONTRACTIONS = """
+ain't aren't can't couldn't could've didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
+how's i'm i've isn't it'd it'll ma'am mightn't might've mustn't must've needn't o'clock oughtn't shan't
+she's shouldn't should've somebody's someone's something's that'd that's there'd there's they'd they'll
+they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've
+who'd who'll who's who've why'll why're why's won't wouldn't would've y'all you'd you'll you're you've
+"""
+_RESTORED = {word.replace("'", ""): word for word in _CONTRACTIONS.split()}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"[0-9],[0-9]")

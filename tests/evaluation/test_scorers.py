@@ -1,0 +1,327 @@
+"""Scoring rules: the traps as tables, independent oracles, and the contract that every registered scorer keeps."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unclipped.core.errors import DataError, UsageError
+from unclipped.evaluation.scorers import SCORERS, build_scorer
+from unclipped.evaluation.text import edit_distance, find_number, normalise, normalise_vqa, parse_number
+
+TEXTS = st.text(alphabet="abAB1. %,'éß\u0301 ", max_size=12)
+
+
+def value(name: str, prediction: str, *answers: str, choices: tuple[str, ...] = (), **options: object) -> float:
+    return build_scorer(name, options).score(prediction, answers, choices).value
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "options", "expected"),
+    [
+        ("Cat", "cat", {}, 1),
+        ("  two \n words", "Two words", {}, 1),
+        ("Cat", "cat", {"case_sensitive": True}, 0),
+        ("cat.", "cat", {}, 0),
+        ("STRASSE", "straße", {}, 1),
+        ("e\u0301", "é", {}, 1),
+        ("", "cat", {}, 0),
+        ("", "", {}, 1),
+    ],
+)
+def test_exact_match(prediction: str, answer: str, options: dict, expected: float) -> None:
+    assert value("exact_match", prediction, answer, **options) == expected
+
+
+def test_any_gold_answer_counts() -> None:
+    assert value("exact_match", "sofa", "couch", "sofa") == 1
+    assert value("anls", "sofa", "zzzz", "sofa") == 1
+    assert value("character_error_rate", "sofa", "zzzz", "sofb") == 0.25
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "expected"),
+    [
+        ("105", "100", 1),
+        ("105.1", "100", 0),
+        ("95", "100", 1),
+        ("94.9", "100", 0),
+        ("-95", "-100", 1),
+        ("95", "-100", 0),
+        ("15%", "15%", 1),
+        ("15", "15%", 0),  # 15 against 0.15
+        ("0.15", "15%", 1),
+        ("15.5%", "15%", 1),
+        ("0", "0", 1),
+        ("0.0", "0", 0),  # a gold zero has no relative distance
+        ("0.001", "0", 0),
+        ("1,000", "1000", 0),  # grouped digits are no number
+        ("1,000", "1,000", 1),
+        ("1000", "1,000", 0),
+        ("Yes", "yes", 1),
+        (" yes ", "yes", 1),
+        ("nan", "nan", 1),
+        ("inf", "5", 0),
+        ("1_000", "1000", 0),
+        ("1e3", "1000", 1),
+        (".5", "0.5", 1),
+        ("5.", "5", 1),
+        ("about 5", "5", 0),
+        ("", "5", 0),
+        ("%", "5%", 0),
+    ],
+)
+def test_relaxed_accuracy(prediction: str, answer: str, expected: float) -> None:
+    assert value("relaxed_accuracy", prediction, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "options", "expected"),
+    [
+        ("hello", "hello", {}, 1.0),
+        ("Hello ", "hello", {}, 1.0),
+        ("a  b", "a b", {}, 1.0),
+        ("hell", "hello", {}, 0.8),
+        ("ab", "ax", {}, 0.0),  # distance exactly 0.5: the inequality is strict
+        ("ab", "ax", {"compatible": True}, 0.5),
+        ("abc", "xyz", {"compatible": True}, 0.0),
+        ("", "", {}, 1.0),
+        ("", "abc", {}, 0.0),
+        ("a   c", "a b", {}, 1 - 1 / 3),
+        ("a   c", "a b", {"compatible": True}, 1 - 1 / 5),  # length before white space is collapsed
+        ("abcd", "abzz", {"threshold": 0.6}, 0.5),
+    ],
+)
+def test_anls(prediction: str, answer: str, options: dict, expected: float) -> None:
+    assert value("anls", prediction, answer, **options) == pytest.approx(expected)
+
+
+def test_anls_equals_the_anls_package() -> None:
+    anls_score = pytest.importorskip("anls").anls_score
+    chooser = random.Random(0)
+    for _ in range(500):
+        answers = ["".join(chooser.choices("abC 1", k=chooser.randint(1, 8))) for _ in range(chooser.randint(1, 3))]
+        prediction = "".join(chooser.choices("abC 1", k=chooser.randint(1, 8)))
+        answers = [" ".join(answer.split()) or "a" for answer in answers]
+        prediction = " ".join(prediction.split()) or "a"
+        expected = anls_score(prediction=prediction, gold_labels=answers, threshold=0.5)
+        assert value("anls", prediction, *answers) == pytest.approx(expected), (prediction, answers)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "options", "expected"),
+    [
+        ("kitten", "sitting", {}, 3 / 7),
+        ("ABC", "abc", {}, 1.0),
+        ("ABC", "abc", {"case_sensitive": False}, 0.0),
+        ("", "abc", {}, 1.0),
+        ("abcdef", "abc", {}, 1.0),
+        ("abcdefgh", "ab", {}, 3.0),  # an error rate can pass 1
+        (" a  b ", "a b", {}, 0.0),
+    ],
+)
+def test_character_error_rate(prediction: str, answer: str, options: dict, expected: float) -> None:
+    score = build_scorer("character_error_rate", options).score(prediction, (answer,))
+    assert score.value == pytest.approx(expected)
+    assert score.denominator == len(normalise(answer))
+
+
+def test_an_empty_gold_has_no_character_error_rate() -> None:
+    with pytest.raises(DataError, match="empty gold answer"):
+        value("character_error_rate", "a", " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The red Cat.", "red cat"),
+        ("two dogs", "2 dogs"),
+        ("None", "0"),
+        ("dont", "don't"),
+        ("don't", "don't"),
+        ("its", "its"),
+        ("well", "well"),
+        ("red/white", "red white"),
+        ("red / white", "red white"),
+        ("1,000", "1000"),
+        ("3.5", "3.5"),
+        ("U.S.A.", "usa"),
+        ("yes!", "yes"),
+        ("t-shirt", "t shirt"),
+        ("a  man\nand a dog", "man and dog"),
+        ("ten", "10"),
+        ("", ""),
+    ],
+)
+def test_vqa_normaliser(text: str, expected: str) -> None:
+    assert normalise_vqa(text) == expected
+
+
+@pytest.mark.parametrize(("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_soft_vqa_leaves_each_annotator_out(matches: int, expected: float) -> None:
+    answers = ["A red one."] * matches + [f"other{index}" for index in range(10 - matches)]
+    assert value("vqa_soft", "red 1", *answers) == pytest.approx(expected)
+
+
+def test_soft_vqa_equals_its_definition() -> None:
+    chooser = random.Random(1)
+    for _ in range(100):
+        answers = [chooser.choice(["cat", "dog", "the cat", "2", "two"]) for _ in range(10)]
+        prediction = chooser.choice(["cat", "dog", "two", "bird"])
+        shares = []
+        for left_out in range(10):
+            others = [answer for index, answer in enumerate(answers) if index != left_out]
+            matches = sum(normalise_vqa(answer) == normalise_vqa(prediction) for answer in others)
+            shares.append(min(1.0, matches / 3))
+        assert value("vqa_soft", prediction, *answers) == pytest.approx(sum(shares) / 10)
+
+
+def test_soft_vqa_needs_annotators() -> None:
+    with pytest.raises(DataError, match="at least 4 annotators"):
+        value("vqa_soft", "cat", "cat")
+
+
+CHOICES = ("dog", "cat", "dark red", "red", "a bird")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "expected", "is_parsed"),
+    [
+        ("cat", "cat", 1, True),
+        ("Cat.", "cat", 1, True),
+        ("B", "cat", 1, True),
+        ("b", "cat", 1, True),
+        ("(B)", "cat", 1, True),
+        ("B.", "cat", 1, True),
+        ("B. cat", "cat", 1, True),
+        ("(b) cat", "cat", 1, True),
+        ("B) cat", "B", 1, True),
+        ("The answer is B", "cat", 1, True),
+        ("Answer: (b)", "cat", 1, True),
+        ("The answer is B because of its fur", "cat", 1, True),
+        ("the answer is a cat", "cat", 1, True),
+        ("it is a dog I think", "dog", 1, True),
+        ("A", "cat", 0, True),
+        ("B. dog", "cat", 0, False),  # letter and text contradict each other
+        ("dog or cat", "cat", 0, False),
+        ("it is dark red", "dark red", 1, True),
+        ("red", "dark red", 0, True),
+        ("F", "cat", 0, False),
+        ("catalogue", "cat", 0, False),
+        ("", "cat", 0, False),
+        ("fish", "cat", 0, False),
+        ("A bird", "a bird", 1, True),
+    ],
+)
+def test_multiple_choice(prediction: str, answer: str, expected: float, is_parsed: bool) -> None:
+    score = build_scorer("multiple_choice").score(prediction, (answer,), CHOICES)
+    assert (score.value, score.is_parsed) == (expected, is_parsed)
+
+
+def test_multiple_choice_checks_its_gold() -> None:
+    with pytest.raises(DataError, match="neither one of the choices"):
+        value("multiple_choice", "dog", "fish", choices=CHOICES)
+    with pytest.raises(DataError, match="needs the sample's `choices`"):
+        value("multiple_choice", "dog", "dog")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "expected", "is_parsed"),
+    [
+        ("19", "19", 1, True),
+        ("90", "100", 1, True),
+        ("110", "100", 1, True),
+        ("89", "100", 0, True),
+        ("18", "19", 1, True),
+        ("17", "19", 0, True),
+        ("1,050", "1000", 1, True),
+        ("about 100 cells", "100", 1, True),
+        ("100 or 110", "100", 0, False),
+        ("many", "100", 0, False),
+        ("0", "0", 1, True),
+        ("1", "0", 0, True),
+    ],
+)
+def test_within_percent(prediction: str, answer: str, expected: float, is_parsed: bool) -> None:
+    score = build_scorer("within_percent").score(prediction, (answer,))
+    assert (score.value, score.is_parsed) == (expected, is_parsed)
+
+
+def test_within_percent_needs_a_number_as_gold() -> None:
+    with pytest.raises(DataError, match="is not one number"):
+        value("within_percent", "3", "three")
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "only"),
+    [("12", 12, 12), ("-1.5e2", -150, -150), ("1,234.5", None, 1234.5), ("12,5", None, None), ("5%", 0.05, 5)],
+)
+def test_numbers(text: str, whole: float | None, only: float | None) -> None:
+    assert parse_number(text) == whole
+    assert find_number(text) == only
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text("abc", max_size=6), st.text("abc", max_size=6))
+def test_edit_distance_equals_the_recursion(first: str, second: str) -> None:
+    @cache
+    def distance(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        change = first[i - 1] != second[j - 1]
+        return min(distance(i - 1, j) + 1, distance(i, j - 1) + 1, distance(i - 1, j - 1) + change)
+
+    assert edit_distance(first, second) == distance(len(first), len(second)) == edit_distance(second, first)
+
+
+# The contract: what holds for every registered scorer.
+GOLDS = {"vqa_soft": ("cat",) * 10, "within_percent": ("12",)}
+
+
+@pytest.mark.parametrize("name", SCORERS.names())
+def test_contract_identity_is_perfect(name: str) -> None:
+    answers = GOLDS.get(name, ("cat",))
+    score = build_scorer(name).score(answers[0], answers, ("dog", answers[0]))
+    assert score.value == (1.0 if SCORERS.get(name).higher_is_better else 0.0)
+    assert score.is_parsed
+
+
+@pytest.mark.parametrize("name", SCORERS.names())
+@settings(deadline=None, max_examples=40)
+@given(prediction=TEXTS)
+def test_contract_scores_are_bounded_and_pure(name: str, prediction: str) -> None:
+    scorer, answers = build_scorer(name), GOLDS.get(name, ("cat",))
+    score = scorer.score(prediction, answers, ("dog", answers[0]))
+    assert score.denominator > 0
+    assert score.numerator >= 0
+    if scorer.higher_is_better:
+        assert score.value <= 1
+    if scorer.is_binary:
+        assert score.value in (0.0, 1.0)
+    assert score == scorer.score(prediction, answers, ("dog", answers[0]))
+
+
+@pytest.mark.parametrize("name", SCORERS.names())
+def test_contract_no_gold_is_refused(name: str) -> None:
+    with pytest.raises(DataError):
+        build_scorer(name).score("cat", (), ("cat", "dog"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(TEXTS, TEXTS)
+def test_symmetric_rules(first: str, second: str) -> None:
+    for name in ("exact_match", "anls"):
+        assert value(name, first, second) == value(name, second, first)
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'exact_match'"):
+        build_scorer("exact_mach")
+    with pytest.raises(UsageError, match="no option 'case_sens'; did you mean 'case_sensitive'"):
+        build_scorer("exact_match", {"case_sens": True})
+    with pytest.raises(UsageError, match="option 'percent'"):
+        build_scorer("within_percent", {"percent": "ten"})
