@@ -59,6 +59,9 @@ class EvaluationConfig(FrozenConfig):
     """Questions generated together."""
     blind: bool = False
     """Also ask every question with its images removed, and report the paired difference."""
+    images: Literal["kept", "removed", "blank"] = "kept"
+    """What the model sees of each image: the image, nothing, or an image of the mean colour in its place (for arms
+    trained that way)."""
     interval: Literal["auto", "bootstrap", "wilson"] = "auto"
     """`bootstrap`: percentile bootstrap over clusters. `wilson`: for right-or-wrong scores. `auto`: bootstrap, but
     Wilson where it degenerates (right-or-wrong scores that are all equal, or fewer than 30 clusters)."""
@@ -77,3 +80,9 @@ class EvaluationConfig(FrozenConfig):
         if twice:
             raise ValueError(f"two tasks share the name '{twice[0]}'; every task needs its own")
         return tasks
+
+    @model_validator(mode="after")
+    def _one_blind_arm(self) -> EvaluationConfig:
+        if self.blind and self.images == "removed":
+            raise ValueError("blind: the images are removed already (images: removed); set blind: false")
+        return self
