@@ -75,6 +75,8 @@ class StageConfig(FrozenConfig):
             raise ValueError(
                 f"stage '{self.name}' trains nothing: give a learning rate under train, e.g. connector: 1e-3"
             )
+        if "ctc" in self.auxiliary and "vision" not in self.train:
+            raise ValueError(f"stage '{self.name}': auxiliary ctc needs vision under train; it teaches the encoder")
         if self.warmup_steps >= self.steps and self.steps > 1:
             raise ValueError(
                 f"stage '{self.name}': warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
@@ -90,8 +92,8 @@ class StageConfig(FrozenConfig):
 class TrainingConfig(FrozenConfig):
     """The machine and the run: what holds for all stages."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """`auto`: CUDA, else MPS, else CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto`: CUDA, else MPS, else CPU. Choose among several CUDA devices with CUDA_VISIBLE_DEVICES."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on CUDA devices that support it, fp32 elsewhere. Weights stay fp32."""
     compile: bool | Literal["auto"] = False
