@@ -1,0 +1,162 @@
+"""The one interface of every vision encoder, and the table of families."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unclipped.core.errors import DataError, UsageError
+from unclipped.core.registry import Registry
+from unclipped.encoders.grouping import Grid, encode_in_groups, frames_of
+from unclipped.encoders.spec import EncoderSpec, Objective
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+class VisionEncoder(nn.Module):
+    """A transformers vision model behind the packed-patches contract.
+
+    `forward(pixel_values (sum_patches, channels·ph·pw), image_grid_thw (images, 3)) -> (sum_patches, hidden)`:
+    patch order kept, prefix tokens removed, images batched only with images of equal shape, no padding.
+
+    `feature_layers=None` returns the last layer after the family's final norm. A list of indices returns
+    those hidden states concatenated along the features, before the final norm: 0 is the embedding output, i the
+    output of block i, negative numbers count from the end.
+    """
+
+    family: ClassVar[str]
+    objective: ClassVar[Objective]
+    default_mean: ClassVar[tuple[float, ...]] = IMAGENET_MEAN
+    default_std: ClassVar[tuple[float, ...]] = IMAGENET_STD
+    # Regular expressions of checkpoint tensors that this family leaves behind on purpose.
+    dropped: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        feature_layers: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        licence: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        self.feature_layers = resolve_layers(feature_layers, self.depth(config))
+        width = self.width(config)
+        channels = int(config.num_channels)
+        self._spec = EncoderSpec(
+            family=self.family,
+            patch_size=pair(config.patch_size),
+            hidden_size=width * (len(self.feature_layers) if self.feature_layers is not None else 1),
+            num_prefix_tokens=self.num_prefix_tokens(config),
+            image_size=self.native_image_size(config),
+            mean=fit_channels(mean or self.default_mean, channels),
+            std=fit_channels(std or self.default_std, channels),
+            objective=self.objective,
+            licence=licence,
+            channels=channels,
+        )
+
+    @property
+    def spec(self) -> EncoderSpec:
+        return self._spec
+
+    @classmethod
+    def build_model(cls, config: Any) -> nn.Module:
+        """A freshly initialised model of the family for this configuration."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare(cls, model: nn.Module) -> nn.Module:
+        """Adapt a built or loaded model to feature extraction (no masking, nothing trainable that no output uses)."""
+        return model
+
+    @classmethod
+    def depth(cls, config: Any) -> int:
+        return int(config.num_hidden_layers)
+
+    @classmethod
+    def width(cls, config: Any) -> int:
+        return int(config.hidden_size)
+
+    @classmethod
+    def num_prefix_tokens(cls, config: Any) -> int:
+        return 0
+
+    @classmethod
+    def native_image_size(cls, config: Any) -> tuple[int, int] | None:
+        return pair(config.image_size)
+
+    def group_key(self, grid: Grid) -> Hashable:
+        """Images with equal keys may share a batch; by default those of equal grid."""
+        return grid
+
+    def run(self, patches: Tensor, grids: list[Grid], output_hidden_states: bool) -> Any:
+        """Call the model on (B, n, channels·ph·pw); returns an output with `last_hidden_state` and `hidden_states`."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Features (sum_patches, hidden). Raises DataError when patches and grids do not fit each other."""
+        if pixel_values.ndim != 2 or pixel_values.shape[1] != self.spec.patch_values:
+            raise DataError(
+                f"pixel_values: expected (patches, {self.spec.patch_values}) for {self.spec.channels} channels and "
+                f"patches of {self.spec.patch_size[0]}×{self.spec.patch_size[1]} pixels, "
+                f"found {tuple(pixel_values.shape)}; prepare images with this encoder's patch size"
+            )
+        frames = frames_of(image_grid_thw, pixel_values.shape[0])
+        weight = next(self.model.parameters())
+        if not frames:
+            return pixel_values.new_zeros((0, self.spec.hidden_size), dtype=weight.dtype)
+        return encode_in_groups(pixel_values.to(weight.dtype), frames, self.group_key, self._encode)
+
+    def _encode(self, patches: Tensor, grids: list[Grid]) -> Tensor:
+        output = self.run(patches, grids, self.feature_layers is not None)
+        if self.feature_layers is None:
+            features = output.last_hidden_state
+        else:
+            features = torch.cat([output.hidden_states[index] for index in self.feature_layers], dim=-1)
+        return features[:, self.spec.num_prefix_tokens :]  # (B, n, hidden)
+
+
+ENCODERS: Registry[type[VisionEncoder]] = Registry("encoder")
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """(height, width) of a number or of a sequence of two."""
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return int(height), int(width)
+
+
+def fit_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value a channel; equal or averaged statistics serve a single-channel encoder."""
+    values = tuple(float(value) for value in values)
+    if len(values) == channels:
+        return values
+    if len(values) == 1:
+        return values * channels
+    if channels == 1:
+        return (sum(values) / len(values),)
+    raise UsageError(f"mean/std: expected {channels} values, one a channel, found {len(values)}")
+
+
+def resolve_layers(feature_layers: Sequence[int] | None, depth: int) -> tuple[int, ...] | None:
+    """Indices into the depth + 1 hidden states, all non-negative. Raises UsageError when one is out of range."""
+    if feature_layers is None:
+        return None
+    if not feature_layers:
+        raise UsageError("feature_layers: expected at least one layer index, or none at all for the last layer")
+    for index in feature_layers:
+        if not -(depth + 1) <= index <= depth:
+            raise UsageError(
+                f"feature_layers: {index} is out of range; the encoder has {depth} blocks, so expected "
+                f"0 (embeddings) … {depth}, or {-(depth + 1)} … -1 counted from the end"
+            )
+    return tuple(index % (depth + 1) for index in feature_layers)
