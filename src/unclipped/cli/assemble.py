@@ -26,11 +26,11 @@ def register(app: typer.Typer) -> None:
 
 
 def assemble(
-    vision: str = typer.Option(..., help="Encoder: a folder, a hub id, or llm:FOLDER / llm:ID to turn a decoder into one."),
+    vision: str = typer.Option(..., help="Encoder: folder, hub id, or llm:FOLDER / llm:ID (made from a decoder)."),
     text: str = typer.Option(..., help="Decoder language model: a folder or a hub id."),
     output: Path = typer.Option(..., help="Folder to write; must be new or empty."),
     connector: str = typer.Option("mlp(2)", help='Connector, e.g. "linear", "average(2) + mlp(2)".'),
-    baseline: bool = typer.Option(False, "--baseline", help="Allow a contrastively trained encoder, as a declared baseline."),
+    baseline: bool = typer.Option(False, "--baseline", help="Allow a contrastively trained encoder as a baseline."),
     patch_size: int = typer.Option(16, help="Patch side in pixels, for llm: encoders only."),
     rope: str = typer.Option("axial", help="2-D rotary form of llm: encoders: axial or penguin."),
     seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),

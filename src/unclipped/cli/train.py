@@ -32,8 +32,8 @@ def train(
     output: Path = typer.Option(..., help="Run folder; the model is written to OUTPUT/model."),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run in OUTPUT."),
 ) -> None:
-    from unclipped.recipes.validation import load_recipe
     from unclipped.recipes.schema import TrainRecipe
+    from unclipped.recipes.validation import load_recipe
 
     config = load_recipe(recipe, TrainRecipe, overrides)
     from unclipped.core.files import new_run_folder
