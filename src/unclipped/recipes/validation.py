@@ -57,15 +57,16 @@ def _model_at(schema: type[BaseModel], location: tuple[Any, ...]) -> type[BaseMo
             continue
         if current is None or part not in current.model_fields:
             continue  # the label of a union member
-        models = _models_in(current.model_fields[part].annotation)
+        models = models_in(current.model_fields[part].annotation)
         current = models[0] if len(models) == 1 else None
     return current
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration models that a field's annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+    return [model for inner in typing.get_args(annotation) for model in models_in(inner)]
 
 
 def to_yaml(config: FrozenConfig) -> str:
