@@ -1,0 +1,225 @@
+"""Plots of a report as inline SVG that follows the page: its font, and its colours in light and dark mode.
+
+Matplotlib writes plain colours; each colour used here is a stand-in that is replaced by a CSS variable of the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, GRID = "#010101", "#020202", "#030303"
+ARM_COLOURS = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+ARM_LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+ARM_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--rule)"} | {
+    colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "hatch.linewidth": 0.8,
+}
+_POINTS_A_CURVE = 300
+
+
+def _svg(figure: Figure, salt: str, description: str) -> str:
+    """The figure as an `<svg>` element with a text alternative; `salt` keeps the ids of several figures apart."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    # The page's font takes the place of the one that the text was measured with.
+    text = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font: \1 var(--font)", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    # Ids of groups mean nothing to the page and would stand twice when it holds several plots.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*pt"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", text, count=1)
+    )
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _bare(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def smoothed(values: Sequence[float], span: int) -> list[float]:
+    """Exponential moving average of about `span` values, without a pull towards the start."""
+    keep, total, weight, out = 1.0 - 2.0 / (span + 1.0), 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1.0
+        out.append(total / weight)
+    return out
+
+
+def joined_curve(rows: Sequence[Mapping[str, Any]], key: str = "loss") -> tuple[list[int], list[float], list[tuple]]:
+    """Rows of a run's metrics as one curve: steps counted on through stages, values, [(stage, first step, last)].
+
+    Rows without `key` are left out. Within a stage `step` counts from its start; when it counts on through the run
+    already, it is taken as it is.
+    """
+    steps: list[int] = []
+    values: list[float] = []
+    stages: list[tuple[str, int, int]] = []
+    offset, previous = 0, 0
+    for row in rows:
+        if key not in row or "step" not in row:
+            continue
+        name, step = str(row.get("stage", "")), int(row["step"])
+        if not stages or stages[-1][0] != name:
+            offset = steps[-1] if steps and step <= previous else offset
+            stages.append((name, steps[-1] if steps else 0, 0))
+        previous = step
+        steps.append(offset + step)
+        values.append(float(row[key]))
+        stages[-1] = (name, stages[-1][1], steps[-1])
+    return steps, values, stages
+
+
+def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], *, narrow: bool) -> str:
+    """Loss against step, one line an arm (colour and dashes), stage boundaries as vertical lines."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.0) if narrow else (8.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        drawn: list[float] = []
+        marks: list[tuple[str, int, int]] = []
+        for number, (arm, rows) in enumerate(curves.items()):
+            steps, values, stages = joined_curve(rows)
+            if not steps:
+                continue
+            marks = max(marks, stages, key=len)
+            colour = ARM_COLOURS[number % len(ARM_COLOURS)]
+            stride = max(1, len(steps) // _POINTS_A_CURVE)
+            smooth = smoothed(values, max(3, len(values) // 40))
+            axes.plot(steps[::stride], values[::stride], color=colour, alpha=0.22, linewidth=0.8)
+            line = ARM_LINES[number % len(ARM_LINES)]
+            axes.plot(
+                steps[::stride],
+                smooth[::stride],
+                color=colour,
+                linewidth=1.8,
+                linestyle=line,
+                label=labels.get(arm, arm),
+            )
+            drawn += smooth
+        if drawn and min(drawn) > 0 and max(drawn) / min(drawn) > 20:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        for name, first, last in marks if len(marks) > 1 else ():
+            if first:
+                axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
+            wide_enough = (last - first) / max(1, marks[-1][2]) > (0.16 if narrow else 0.08)
+            if wide_enough:
+                axes.text(
+                    (first + last) / 2,
+                    1.02,
+                    name,
+                    transform=axes.get_xaxis_transform(),
+                    ha="center",
+                    color=FAINT,
+                    size=9,
+                )
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss")
+        axes.grid(axis="y", linewidth=0.6)
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4 if narrow else 8, integer=True))
+        _bare(axes)
+        axes.legend(frameon=False, loc="upper right", fontsize=9)
+        size = "narrow" if narrow else "wide"
+        return _svg(
+            figure, f"loss-{size}", f"Training loss against step for {', '.join(labels.get(a, a) for a in curves)}"
+        )
+
+
+def bar_plot(
+    arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    metric: str,
+    labels: Mapping[str, str],
+    *,
+    as_percent: bool,
+    narrow: bool,
+) -> str:
+    """Horizontal bars with interval whiskers: a block a category, a bar an arm (colour, hatch and order).
+
+    arms: {arm: {category: {metric, low, high, count}}}; categories that lack the metric are left out.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    scale = 100.0 if as_percent else 1.0
+    categories = list(dict.fromkeys(name for rows in arms.values() for name, row in rows.items() if metric in row))
+    thickness = 0.8 / len(arms)
+    height = 0.75 + len(categories) * (0.16 + 0.19 * len(arms))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
+        axes = figure.subplots()
+        largest = 0.0
+        for number, (arm, rows) in enumerate(arms.items()):
+            places = [place for place, name in enumerate(categories) if metric in rows.get(name, {})]
+            found = [rows[categories[place]] for place in places]
+            values = [scale * row[metric] for row in found]
+            lows, highs = [scale * row["low"] for row in found], [scale * row["high"] for row in found]
+            middles = [place - 0.4 + thickness * (number + 0.5) for place in places]
+            colour = ARM_COLOURS[number % len(ARM_COLOURS)]
+            axes.barh(
+                middles, values, height=thickness * 0.86, label=labels.get(arm, arm), linewidth=0.8, edgecolor=colour,
+                facecolor=(*matplotlib.colors.to_rgb(colour), 1.0) if not number else "none",
+                hatch=ARM_HATCHES[number % len(ARM_HATCHES)],
+            )  # fmt: skip
+            whiskers = [
+                [max(0.0, value - low) for value, low in zip(values, lows, strict=True)],
+                [max(0.0, high - value) for value, high in zip(values, highs, strict=True)],
+            ]
+            axes.errorbar(values, middles, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2)
+            for value, high, middle in zip(values, highs, middles, strict=True):
+                text = f"{value:.0f}" if as_percent else f"{value:.3f}"
+                axes.annotate(
+                    text, (high, middle), (4, 0), textcoords="offset points", va="center", size=8, color=FAINT
+                )
+            largest = max([largest, *highs])
+        axes.set_yticks(range(len(categories)), categories)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 108 if as_percent else max(1e-9, largest) * 1.15)
+        if as_percent:
+            axes.set_xticks([0, 25, 50, 75, 100])
+        axes.set_xlabel(f"{metric.replace('_', ' ')}{' (%)' if as_percent else ''}")
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        _bare(axes)
+        axes.spines["bottom"].set_visible(False)
+        if len(arms) > 1:
+            figure.legend(
+                *axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9
+            )
+        size = "narrow" if narrow else "wide"
+        title = f"{metric.replace('_', ' ')} per category with intervals; the same figures stand in the table"
+        return _svg(figure, f"bars-{metric}-{size}", title)
