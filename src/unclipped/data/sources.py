@@ -40,7 +40,7 @@ def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
     if config.source.startswith("generated:"):
         source = _open_generated(config, seed)
     else:
-        from unclipped.data.readers import open_reader
+        from unclipped.data.readers.opening import open_reader
 
         source = open_reader(config)
     if config.cluster is not None:

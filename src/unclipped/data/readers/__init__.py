@@ -1,0 +1,1 @@
+"""One file a format: each turns rows of a data set into samples."""

@@ -1,0 +1,105 @@
+"""From a path to the reader of its format: the split's file in a folder, and the format by content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unclipped.core.errors import DataError
+from unclipped.data.config import SourceConfig
+from unclipped.data.readers import qa
+from unclipped.data.readers.cambrian import parse_cambrian
+from unclipped.data.readers.common import Parse, RowSource
+from unclipped.data.readers.llava import parse_llava
+from unclipped.data.readers.sharegpt import parse_sharegpt
+from unclipped.data.rows import JsonlRows, open_rows
+from unclipped.data.sources import Source
+
+PARSERS: dict[str, Parse] = {
+    "llava": parse_llava,
+    "sharegpt": parse_sharegpt,
+    "cambrian": parse_cambrian,
+    "qa": qa.parse_qa,
+}
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
+
+
+def open_reader(config: SourceConfig) -> Source:
+    """The source in a file or folder. Raises DataError when nothing is there or its format cannot be told."""
+    path = Path(config.source)
+    if not path.exists():
+        raise DataError(f"source {path}: no such file or folder")
+    kind = config.format
+    if kind != "text" and path.is_dir():
+        path = _file_of_split(path, config)
+    if kind == "auto":
+        kind = _kind_by_name(path)
+    if kind == "text":
+        from unclipped.data.readers.text import TextSource
+
+        return TextSource(path, config)
+    if kind == "parquet":
+        from unclipped.data.readers.parquet import open_parquet
+
+        return open_parquet(path, config)
+    if path.is_dir():
+        raise DataError(
+            f"source {path}: no {config.split}.jsonl or {config.split}.json in this folder for format {kind}; "
+            "name the file itself"
+        )
+    rows = JsonlRows(path) if kind == "cambrian" else open_rows(path)
+    if kind == "auto":
+        kind = kind_of_row(rows[0], str(path))
+    if kind == "text":
+        from unclipped.data.readers.text import TextSource
+
+        return TextSource(path, config)
+    qa.check_options(config, qa.OPTIONS if kind == "qa" else ())
+    return RowSource(rows, PARSERS[kind], config)
+
+
+def _file_of_split(folder: Path, config: SourceConfig) -> Path:
+    """`<split>.jsonl`, .json or .parquet in a folder; the folder itself when it holds parquet shards or text."""
+    for suffix in (".jsonl", ".json", ".parquet"):
+        if (folder / f"{config.split}{suffix}").is_file():
+            return folder / f"{config.split}{suffix}"
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return folder
+    if config.format in ("auto", "parquet") and next(folder.rglob("*.parquet"), None) is not None:
+        return folder
+    if config.format == "auto" and any(file.name.endswith((".txt", ".txt.gz")) for file in folder.iterdir()):
+        return folder
+    found = sorted(file.stem for pattern in ("*.jsonl", "*.json") for file in folder.glob(pattern))
+    raise DataError(
+        f"source {folder}: no {config.split}.jsonl, .json or .parquet in this folder"
+        + (f"; found the splits {', '.join(found)}" if found else "; it holds no data file")
+    )
+
+
+def _kind_by_name(path: Path) -> str:
+    if path.is_dir():
+        has_tables = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        return "parquet" if has_tables or next(path.rglob("*.parquet"), None) is not None else "text"
+    if path.suffix in (".parquet", ".arrow"):
+        return "parquet"
+    return "text" if path.name.endswith(TEXT_SUFFIXES) else "auto"
+
+
+def kind_of_row(row: dict[str, Any], file: str) -> str:
+    """The format that the fields of the first row speak for. Raises DataError listing them when none does."""
+    if "messages" in row:
+        return "sharegpt"
+    turns = row.get("conversations")
+    if isinstance(turns, list):
+        first = turns[0] if turns else {}
+        if "images" in row or "tools" in row or (isinstance(first, dict) and "role" in first):
+            return "sharegpt"
+        return "cambrian" if "system_prompt" in row else "llava"
+    if "question" in row:
+        return "qa"
+    if isinstance(row.get("text"), str):
+        return "text"
+    raise DataError(
+        f"{file}: cannot tell the format from the fields {', '.join(sorted(map(str, row))) or '(none)'}; expected question "
+        "and answer, conversations, messages, or text. Set format if it is one of llava, sharegpt, cambrian, qa, text"
+    )
