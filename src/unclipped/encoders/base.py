@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.registry import Registry
@@ -34,6 +35,7 @@ class VisionEncoder(nn.Module):
     default_std: ClassVar[tuple[float, ...]] = IMAGENET_STD
     # Regular expressions of checkpoint tensors that this family leaves behind on purpose.
     dropped: ClassVar[tuple[str, ...]] = ()
+    build_arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -68,13 +70,17 @@ class VisionEncoder(nn.Module):
         return self._spec
 
     @classmethod
+    def adapt_config(cls, config: Any) -> None:
+        """Set, in place, what feature extraction asks of a configuration: no masking, no pooling head."""
+
+    @classmethod
     def build_model(cls, config: Any) -> nn.Module:
-        """A freshly initialised model of the family for this configuration."""
-        raise NotImplementedError
+        """A freshly initialised model of the family, in torch's default data type."""
+        return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **cls.build_arguments)
 
     @classmethod
     def prepare(cls, model: nn.Module) -> nn.Module:
-        """Adapt a built or loaded model to feature extraction (no masking, nothing trainable that no output uses)."""
+        """Adapt a built or loaded model: nothing stays trainable that no output uses."""
         return model
 
     @classmethod

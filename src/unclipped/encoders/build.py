@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from unclipped.core.errors import UsageError, nearest
+import torch
+
+from unclipped.core.errors import CheckpointError, UsageError, nearest
 from unclipped.encoders import hf, llm_encoder  # noqa: F401 - importing them enters their families in the table
 from unclipped.encoders.base import ENCODERS, VisionEncoder
+from unclipped.encoders.checkpoint import (
+    checkpoint_folder,
+    load_model,
+    pixel_statistics,
+    read_config,
+    stated_licence,
+    stored_values,
+)
 from unclipped.encoders.spec import BASELINE_OBJECTIVES
+from unclipped.encoders.transfer import TransferReport, count, from_language_model
+
+LLM_PREFIX = "llm:"
+LLM_OPTIONS = ("patch_size", "num_channels", "rope_form", "rope_theta", "stem", "stem_channels")
+# Only pretraining uses it, and not every checkpoint has it.
+MAY_LACK = (r"(^|\.)mask_token$",)
 
 
 def encoder_class(model_type: str, *, baseline: bool = False) -> type[VisionEncoder]:
@@ -42,5 +60,96 @@ def build_encoder(
     layers out of range.
     """
     adapter = encoder_class(vision_config.model_type, baseline=baseline)
+    adapter.adapt_config(vision_config)
     model = adapter.prepare(adapter.build_model(vision_config))
     return adapter(model, feature_layers=feature_layers, mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class LoadReport(TransferReport):
+    """What `load_encoder` did: the tensors, and where the pixel statistics came from."""
+
+    source: str = ""
+    family: str = ""
+    statistics_from: str = ""
+    """File that stated mean and std, "family default", or "given"."""
+
+
+def load_encoder(
+    source: str,
+    *,
+    feature_layers: Sequence[int] | None = None,
+    baseline: bool = False,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **llm_options: Any,
+) -> tuple[VisionEncoder, LoadReport]:
+    """An encoder with its weights, in evaluation mode, and the report of what was loaded.
+
+    source: a checkpoint folder, a hub id, or `llm:` and either of them, which turns that language model into an
+    encoder; `llm_options` (patch_size, num_channels, rope_form, rope_theta, stem, stem_channels) belong to the last.
+    A folder of a whole model (SiglipModel, CLIPModel, ViTMAEForPreTraining, an image classifier) gives its vision part.
+    mean and std come from the folder's image processor, else from the family. Raises CheckpointError when the
+    checkpoint does not fit, UsageError for an undeclared baseline, unknown families, or options out of place.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("mean and std: give both or neither")
+    if source.startswith(LLM_PREFIX):
+        unknown = sorted(set(llm_options) - set(LLM_OPTIONS))
+        if unknown:
+            raise UsageError(f"unknown encoder option '{unknown[0]}'; {nearest(unknown[0], LLM_OPTIONS)}")
+        name = source.removeprefix(LLM_PREFIX)
+        model, transfer = from_language_model(name, dtype=dtype, attn_implementation=attn_implementation, **llm_options)
+        encoder: VisionEncoder = llm_encoder.LLMEncoder(model, feature_layers=feature_layers, mean=mean, std=std)
+        statistics = "family default" if mean is None else "given"
+        return encoder, LoadReport(
+            **transfer.__dict__, source=source, family=encoder.family, statistics_from=statistics
+        )
+    if llm_options:
+        raise UsageError(f"{sorted(llm_options)[0]}: only for encoders made of a language model (llm:{source})")
+    llm_encoder.register_llm_encoder()
+    folder = checkpoint_folder(source)
+    config = vision_part(read_config(folder), folder)
+    adapter = encoder_class(config.model_type, baseline=baseline)
+    adapter.adapt_config(config)
+    model, dropped, new = load_model(
+        folder,
+        config,
+        may_drop=adapter.dropped,
+        may_lack=MAY_LACK,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        **adapter.build_arguments,
+    )
+    stated, statistics = pixel_statistics(folder), "given"
+    if mean is None:
+        mean, std, statistics = stated or (None, None, "family default")
+    tensors = model.state_dict()
+    taken = [name for name in tensors if name not in new]
+    values = {"taken": count(tensors, taken), "new": count(tensors, new)}
+    if (total := stored_values(folder)) is not None:
+        values["dropped"] = total - values["taken"]
+    adapter.prepare(model)
+    encoder = adapter(model, feature_layers=feature_layers, mean=mean, std=std, licence=stated_licence(folder))
+    return encoder.eval(), LoadReport(
+        taken=tuple(taken),
+        dropped=tuple(dropped),
+        new=tuple(new),
+        parameters=values,
+        source=source,
+        family=adapter.family,
+        statistics_from=statistics,
+    )
+
+
+def vision_part(config: Any, folder: Path) -> Any:
+    """The vision configuration of a checkpoint's configuration. Raises CheckpointError when there is none known."""
+    for candidate in (config, getattr(config, "vision_config", None)):
+        if candidate is not None and candidate.model_type in ENCODERS:
+            return candidate
+    hint = f"; a language model becomes an encoder as llm:{folder}" if hasattr(config, "vocab_size") else ""
+    raise CheckpointError(
+        f"{folder}: '{config.model_type}' is no known vision encoder (known: {', '.join(ENCODERS.names())}){hint}"
+    )

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from unclipped.core.errors import UsageError
 from unclipped.encoders.base import ENCODERS, HALF, VisionEncoder, pair
@@ -24,20 +23,18 @@ TEXT_TOWER = (r"^text_model\.", r"^logit_scale$", r"^logit_bias$")
 class PlaneEncoder(VisionEncoder):
     """Models that take planes (B, C, H, W): the packed patches are put back into planes by one reshape."""
 
-    build_arguments: ClassVar[dict[str, Any]] = {}
     run_arguments: ClassVar[dict[str, Any]] = {}
-    # Parameters that no output of feature extraction uses. They stay in the state dict, as buffers: an optimiser or
-    # a distributed wrapper would otherwise wait for gradients that never come.
-    unused: ClassVar[tuple[str, ...]] = ()
+    # Parameters that feature extraction does not use or must not train. They stay in the state dict, as buffers: an
+    # optimiser or a distributed wrapper would otherwise wait for gradients that never come.
+    untrained: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def build_model(cls, config: Any) -> nn.Module:
+    def adapt_config(cls, config: Any) -> None:
         check_square_table(config)
-        return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **cls.build_arguments)
 
     @classmethod
     def prepare(cls, model: nn.Module) -> nn.Module:
-        for name in cls.unused:
+        for name in cls.untrained:
             keep_as_buffer(model, name)
         return model
 
@@ -67,7 +64,8 @@ def check_square_table(config: Any) -> None:
     if height // patch_height != width // patch_width:
         raise UsageError(
             f"{config.model_type}: expected an image_size with as many patches in height as in width, found "
-            f"{height}×{width} pixels in patches of {patch_height}×{patch_width}; other grids are interpolated at run time"
+            f"{height}×{width} pixels in patches of {patch_height}×{patch_width}; "
+            "images of other shapes are interpolated at run time"
         )
 
 
@@ -77,7 +75,7 @@ class Dinov2Encoder(PlaneEncoder):
 
     family: ClassVar[str] = "dinov2"
     objective: ClassVar[Objective] = "self_supervised"
-    unused: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
+    untrained: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
     dropped: ClassVar[tuple[str, ...]] = CLASSIFIER
 
     @classmethod
@@ -105,7 +103,7 @@ class Dinov3Encoder(PlaneEncoder):
 
     family: ClassVar[str] = "dinov3_vit"
     objective: ClassVar[Objective] = "self_supervised"
-    unused: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
+    untrained: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
     dropped: ClassVar[tuple[str, ...]] = CLASSIFIER
 
     @classmethod
@@ -122,7 +120,7 @@ class ViTEncoder(PlaneEncoder):
     default_mean, default_std = HALF, HALF
     build_arguments: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
     run_arguments: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
-    unused: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
+    untrained: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
     # The decoder is that of masked image modelling.
     dropped: ClassVar[tuple[str, ...]] = (*CLASSIFIER, *POOLER, r"^decoder\.", r"mask_token$")
 
@@ -139,17 +137,17 @@ class ViTMAEEncoder(PlaneEncoder):
     objective: ClassVar[Objective] = "self_supervised"
     run_arguments: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
     # Fixed sine–cosine positions: nothing to train.
-    unused: ClassVar[tuple[str, ...]] = ("embeddings.position_embeddings",)
+    untrained: ClassVar[tuple[str, ...]] = ("embeddings.position_embeddings",)
     dropped: ClassVar[tuple[str, ...]] = (*CLASSIFIER, r"^decoder\.")
+
+    @classmethod
+    def adapt_config(cls, config: Any) -> None:
+        super().adapt_config(config)
+        config.mask_ratio = 0.0
 
     @classmethod
     def build_model(cls, config: Any) -> nn.Module:
         return initialise_vit_mae(super().build_model(config))
-
-    @classmethod
-    def prepare(cls, model: nn.Module) -> nn.Module:
-        model.config.mask_ratio = 0.0  # type: ignore[union-attr]
-        return super().prepare(model)
 
     @classmethod
     def num_prefix_tokens(cls, config: Any) -> int:
@@ -169,7 +167,7 @@ class IJepaEncoder(PlaneEncoder):
     objective: ClassVar[Objective] = "self_supervised"
     build_arguments: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
     run_arguments: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
-    unused: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
+    untrained: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
     dropped: ClassVar[tuple[str, ...]] = (*CLASSIFIER, *POOLER, r"mask_token$")
 
 
@@ -184,9 +182,9 @@ class SiglipEncoder(PlaneEncoder):
     dropped: ClassVar[tuple[str, ...]] = (*CLASSIFIER, *TEXT_TOWER, r"^(vision_model\.)?head\.")
 
     @classmethod
-    def build_model(cls, config: Any) -> nn.Module:
+    def adapt_config(cls, config: Any) -> None:
+        super().adapt_config(config)
         config.vision_use_head = False
-        return super().build_model(config)
 
 
 @ENCODERS.register("siglip2_vision_model")
@@ -203,9 +201,8 @@ class Siglip2Encoder(VisionEncoder):
     dropped: ClassVar[tuple[str, ...]] = SiglipEncoder.dropped
 
     @classmethod
-    def build_model(cls, config: Any) -> nn.Module:
+    def adapt_config(cls, config: Any) -> None:
         config.vision_use_head = False
-        return AutoModel.from_config(config, dtype=torch.get_default_dtype())
 
     @classmethod
     def native_image_size(cls, config: Any) -> None:
@@ -234,7 +231,7 @@ class ClipEncoder(PlaneEncoder):
     objective: ClassVar[Objective] = "contrastive"
     default_mean, default_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     run_arguments: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
-    unused: ClassVar[tuple[str, ...]] = ("post_layernorm.weight", "post_layernorm.bias")
+    untrained: ClassVar[tuple[str, ...]] = ("post_layernorm.weight", "post_layernorm.bias")
     dropped: ClassVar[tuple[str, ...]] = (*CLASSIFIER, *TEXT_TOWER, r"^visual_projection\.", r"^text_projection\.")
 
     @classmethod

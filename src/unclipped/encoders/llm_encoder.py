@@ -193,7 +193,8 @@ class LLMEncoder(VisionEncoder):
 
     @classmethod
     def build_model(cls, config: Any) -> nn.Module:
-        return LLMVisionModel(config)
+        register_llm_encoder()
+        return super().build_model(config)
 
     @classmethod
     def native_image_size(cls, config: Any) -> None:
