@@ -106,7 +106,7 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 3.0) if narrow else (8.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.3) if narrow else (8.2, 3.5), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
         marks: list[tuple[str, int, int]] = []
@@ -153,7 +153,13 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4 if narrow else 8, integer=True))
         _bare(axes)
-        axes.legend(frameon=False, loc="upper right", fontsize=9)
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=1 if narrow else 3,
+            frameon=False,
+            fontsize=9,
+        )
         size = "narrow" if narrow else "wide"
         return _svg(
             figure, f"loss-{size}", f"Training loss against step for {', '.join(labels.get(a, a) for a in curves)}"
@@ -218,7 +224,11 @@ def bar_plot(
         axes.spines["bottom"].set_visible(False)
         if len(arms) > 1:
             figure.legend(
-                *axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9
+                *axes.get_legend_handles_labels(),
+                loc="outside upper left",
+                ncols=1 if narrow else 3,
+                frameon=False,
+                fontsize=9,
             )
         size = "narrow" if narrow else "wide"
         title = f"{metric.replace('_', ' ')} per category with intervals; the same figures stand in the table"

@@ -99,7 +99,7 @@ def headline_figures(data: ReportData) -> list[tuple[str, str, str]]:
         row = model[name]
         metric = metric_of(row)
         low, high = formatted(metric, row["low"]), formatted(metric, row["high"])
-        detail = f"95 % interval {low.removesuffix(' %')} – {high}"
+        detail = f"95 % interval {low.removesuffix('\N{NO-BREAK SPACE}%')} – {high}"
         if metric in blind.get(name, {}):
             detail += f"; blind {formatted(metric, blind[name][metric])}"
         figures.append((f"{name} · {metric.replace('_', ' ')}", formatted(metric, row[metric]), detail))

@@ -96,7 +96,7 @@ def _loss(data: ReportData, labels: Mapping[str, str]) -> dict[str, str] | None:
 
 def _interval(row: Mapping[str, Any]) -> str:
     metric = metric_of(row)
-    return f"{formatted(metric, row['low']).removesuffix(' %')} – {formatted(metric, row['high']).removesuffix(' %')}"
+    return f"{formatted(metric, row['low']).removesuffix('\N{NO-BREAK SPACE}%')} – {formatted(metric, row['high']).removesuffix('\N{NO-BREAK SPACE}%')}"
 
 
 def _difference(row: Mapping[str, float], metric: str) -> str:

@@ -105,7 +105,7 @@ def metric_of(row: Row) -> str:
 
 def formatted(metric: str, value: float) -> str:
     """A figure as the report prints it: percent for accuracies, three decimals otherwise."""
-    return f"{100 * value:.1f} %" if metric in PERCENT_METRICS else f"{value:.3f}"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if metric in PERCENT_METRICS else f"{value:.3f}"
 
 
 def clock(seconds: float) -> str:
