@@ -39,6 +39,7 @@ def load_image(
     name: what messages call it (default: the path). max_pixels, max_side: refused beyond, from the header.
     keep_grey: an opaque grey image stays mode L, which is a third of the work later; all others are RGB.
     Returns mode RGB (or L). A PIL image that is upright RGB already is returned itself.
+    Colour profiles are not applied.
     Raises ImageError that names the image, what is wrong and what to do.
     """
     name = name or _name_of(source)
@@ -51,7 +52,8 @@ def load_image(
         return _to_rgb(image, name, background, keep_grey)
     with _opened(source, name) as image:
         _check_size(image, name, max_pixels, max_side)
-        return _decode(image, name, background, keep_grey)
+        decoded = _decode(image, name, background, keep_grey)
+        return decoded.copy() if decoded is image else decoded  # a copy holds on to no file
 
 
 def _name_of(source: ImageSource) -> str:
@@ -160,16 +162,11 @@ def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int], kee
         return image
     if image.mode.startswith("I") or image.mode == "F":
         image = _deep_grey_to_8_bits(image, name)
-    try:
-        if image.has_transparency_data:
-            return _on_background(image, background)
-        if image.mode in ("L", "1") and keep_grey:
-            return image.convert("L")
-        return image.convert("RGB")
-    except ValueError as error:
-        raise ImageError(
-            f"{name}: colour mode {image.mode} cannot be turned into RGB ({error}); save it as RGB"
-        ) from error
+    if image.has_transparency_data:
+        return _on_background(image, background)
+    if image.mode in ("L", "1") and keep_grey:
+        return image if image.mode == "L" else image.convert("L")
+    return image.convert("RGB")
 
 
 def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -32,28 +32,23 @@ def preprocess_image(image: Image.Image, rule: ImageRule) -> tuple[Tensor, tuple
     image = apply_rule(image, rule)
     ph, pw = rule.patch_size
     w, h = image.width // pw, image.height // ph
-    values = _cut(image, h, w, ph, pw)  # uint8 (h*w, bands*ph*pw)
-    scale, offset = _affine(rule.mean, rule.std, ph * pw)  # each (1, C*ph*pw)
-    patches = torch.from_numpy(values).float()
+    patches = torch.from_numpy(_cut(image, h, w, ph, pw)).float()  # (h*w, bands*ph*pw)
     if image.mode == "L" and rule.channels == 3:
         patches = patches.repeat(1, 3)  # equal channels: (h*w, C*ph*pw)
-    return patches.mul_(scale).add_(offset), (1, h, w)
+    scale, offset = _affine(rule.mean, rule.std, ph * pw)  # each (1, C*ph*pw)
+    return torch.addcmul(offset, patches, scale, out=patches), (1, h, w)
 
 
 def _cut(image: Image.Image, h: int, w: int, ph: int, pw: int) -> np.ndarray:
-    """Bytes of an image as patches, uint8 (h*w, bands*ph*pw), values in the order channel, row, column."""
+    """Bytes of an image as patches, uint8 (h*w, bands*ph*pw), values in the order channel, row, column: one copy."""
     bands = len(image.mode)  # RGB or L
-    # One item of `cells` is a run of pw bytes of one row of one band, so the one copy below moves runs and not bytes.
-    cells = np.empty((h, w, bands, ph), dtype=f"V{pw}")
-    for index, band in enumerate(image.split()):
-        rows = np.frombuffer(band.tobytes(), dtype=f"V{pw}").reshape(h, ph, w)
-        cells[:, :, index] = rows.transpose(0, 2, 1)  # (h, w, ph)
-    return cells.view(np.uint8).reshape(h * w, bands * ph * pw)
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(h, ph, w, pw, bands)
+    return np.array(pixels.transpose(0, 2, 4, 1, 3), order="C").reshape(h * w, bands * ph * pw)
 
 
 @lru_cache(maxsize=64)
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], pixels: int) -> tuple[Tensor, Tensor]:
-    """Rows (1, C*pixels) of scale and offset with x*scale + offset = (x/255 - mean)/std."""
-    spread, centre = torch.tensor(std, dtype=torch.float64), torch.tensor(mean, dtype=torch.float64)
+    """Rows (1, C*pixels) of scale and offset with x*scale + offset = (x/255 - mean)/std, rounded once from float64."""
+    centre, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     scale, offset = 1 / (255 * spread), -centre / spread
-    return tuple(row.float().repeat_interleave(pixels)[None] for row in (scale, offset))  # type: ignore[return-value]
+    return scale.float().repeat_interleave(pixels)[None], offset.float().repeat_interleave(pixels)[None]

@@ -91,10 +91,10 @@ class UnclippedImageProcessor(BaseImageProcessor):
         patches: list[torch.Tensor] = []
         grids: list[tuple[int, int, int]] = []
         for index, source in enumerate(_flat(images)):
-            named = None if isinstance(source, (str, Path)) else f"image {index}"
+            named = isinstance(source, (str, Path)) or getattr(source, "filename", None)
             image = load_image(
                 source,
-                name=named,
+                name=None if named else f"image {index}",
                 max_pixels=rule.max_pixels,
                 max_side=rule.max_side,
                 background=rule.background,

@@ -1,0 +1,177 @@
+"""The image processor: packed output, saved rule, options of one call, parity with the hub's processors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from unclipped.core.errors import ImageError, UsageError
+from unclipped.images.config import ImageRule
+from unclipped.models.image_processing import UnclippedImageProcessor
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def processor() -> UnclippedImageProcessor:
+    return UnclippedImageProcessor(ImageRule(patch_size=14, merge=2, max_tokens=20))
+
+
+def test_packed_output(processor: UnclippedImageProcessor, tmp_path: Path) -> None:
+    images = [noise(40, 90), noise(200, 33, 1), noise(1, 77, 2)]
+    images[1].save(tmp_path / "one.png")
+    output = processor([images[0], [tmp_path / "one.png", np.asarray(images[2])]])
+    assert set(output) == {"pixel_values", "image_grid_thw"} == set(processor.model_input_names)
+    grids = output["image_grid_thw"]
+    assert grids.dtype == torch.int64
+    assert output["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 14 * 14)
+    parts = output["pixel_values"].split(grids.prod(1).tolist())
+    for image, part, grid in zip(images, parts, grids.tolist(), strict=True):
+        alone = processor(image, return_tensors="pt")
+        assert torch.equal(alone["pixel_values"], part)
+        assert alone["image_grid_thw"].tolist() == [grid]
+        assert grid[1:] == list(processor.grid_of(image.height, image.width))
+        assert processor.get_number_of_image_patches(image.height, image.width) == len(part)
+        assert grid[1] * grid[2] // 4 <= 20
+
+
+def test_forms_of_input(processor: UnclippedImageProcessor) -> None:
+    array = np.asarray(noise(30, 40))
+    expected = processor(Image.fromarray(array))["pixel_values"]
+    for form in (array, [array], [[array]], array[None]):
+        assert torch.equal(processor(form)["pixel_values"], expected)
+    as_numpy = processor(array, return_tensors="np")
+    assert isinstance(as_numpy["pixel_values"], np.ndarray)
+    assert np.array_equal(as_numpy["pixel_values"], expected.numpy())
+    none = processor([])
+    assert none["pixel_values"].shape == (0, 588)
+    assert none["image_grid_thw"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"patch_size": (32, 8), "merge": (1, 2), "fixed_height": 32, "channels": 1, "max_tokens": 99},
+        {"rule": "crop", "size": 224, "shorter_side": 256, "patch_size": 14, "mean": (0.1, 0.2, 0.3)},
+        {"rule": "pad", "size": (64, 32), "background": (1, 2, 3), "resample": "bilinear", "max_pixels": 10_000},
+        {"native_variant": "siglip2", "min_tokens": 2},
+    ],
+)
+def test_saved_and_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
+    processor = UnclippedImageProcessor(**fields)
+    assert processor.image_rule == ImageRule(**fields)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "UnclippedImageProcessor"
+    assert ImageRule(**{key: value for key, value in saved.items() if key != "image_processor_type"}) == (
+        processor.image_rule
+    )
+    loaded = UnclippedImageProcessor.from_pretrained(tmp_path)
+    assert loaded.image_rule == processor.image_rule
+    image = noise(50, 60)
+    assert torch.equal(loaded(image)["pixel_values"], processor(image)["pixel_values"])
+    for twin in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        assert twin.image_rule == loaded.image_rule
+
+
+def test_fields_are_attributes_and_options(processor: UnclippedImageProcessor, tmp_path: Path) -> None:
+    image = noise(300, 300)
+    full = processor(image)["image_grid_thw"]
+    small = processor(image, max_tokens=4)["image_grid_thw"]
+    assert small.tolist() == [[1, 4, 4]]
+    assert torch.equal(processor(image)["image_grid_thw"], full)  # an option of one call lasts for one call
+    assert processor.get_number_of_image_patches(300, 300, {"max_tokens": 4}) == 16
+    assert processor.max_tokens == 20
+    processor.max_tokens = 4
+    assert torch.equal(processor(image)["image_grid_thw"], small)
+    processor.save_pretrained(tmp_path)
+    assert UnclippedImageProcessor.from_pretrained(tmp_path).max_tokens == 4
+    assert UnclippedImageProcessor.from_pretrained(tmp_path, max_tokens=9).max_tokens == 9
+    with pytest.raises(AttributeError, match="do_resize"):
+        _ = processor.do_resize
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"max_token": 3}, "did you mean 'max_tokens'"),
+        ({"max_tokens": "many"}, "max_tokens: "),
+        ({"rule": "sqash"}, "rule: "),
+        ({"rule": "squash"}, "needs a size"),
+        ({"merge": {"rows": 2}}, "lists of them"),
+    ],
+)
+def test_wrong_options(fields: dict[str, Any], part: str, processor: UnclippedImageProcessor) -> None:
+    for call in (lambda: UnclippedImageProcessor(**fields), lambda: processor(noise(8, 8), **fields)):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_bad_images_are_named(processor: UnclippedImageProcessor, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"missing\.png: no such file"):
+        processor([noise(8, 8), tmp_path / "missing.png"])
+    with pytest.raises(ImageError, match="image 1: expected a uint8 array"):
+        processor([noise(8, 8), np.zeros((4, 4, 3))])
+    with pytest.raises(ImageError, match="found None"):
+        processor([None])
+    with pytest.raises(ImageError, match=r"image 0: .* limit of 63 pixels"):
+        processor(noise(8, 8), max_pixels=63)
+    with pytest.raises(UsageError, match="expected 'pt' or 'np'"):
+        processor(noise(8, 8), return_tensors="tf")
+
+
+def test_paths_are_fetched_by_our_rules(tmp_path: Path) -> None:
+    processor = UnclippedImageProcessor(patch_size=8, background=(0, 255, 0))
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    image = noise(8, 8)
+    fetched = processor.fetch_images([[str(tmp_path / "clear.png")], image])
+    assert fetched[0][0].getpixel((0, 0)) == (0, 255, 0)
+    assert fetched[1] is image
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 130), (300, 224), (56, 56), (20, 900)])
+def test_parity_with_qwen2_vl(height: int, width: int) -> None:
+    theirs = Qwen2VLImageProcessorPil(size={"shortest_edge": 4 * 784, "longest_edge": 100 * 784})
+    ours = UnclippedImageProcessor(
+        native_variant="qwen2_vl",
+        patch_size=14,
+        merge=2,
+        min_tokens=4,
+        max_tokens=100,
+        mean=theirs.image_mean,
+        std=theirs.image_std,
+    )
+    image = noise(height, width)
+    mine, other = ours(image), theirs(image, return_tensors="pt")
+    assert torch.equal(mine["image_grid_thw"], other["image_grid_thw"])
+    _, h, w = mine["image_grid_thw"][0].tolist()
+    # They order patches by 2x2 merge blocks and repeat every frame: (h/2, w/2, 2, 2, C, 2, ph, pw).
+    blocks = other["pixel_values"].reshape(h // 2, w // 2, 2, 2, 3, 2, 14, 14)[:, :, :, :, :, 0]
+    row_major = blocks.permute(0, 2, 1, 3, 4, 5, 6).reshape(h * w, -1)
+    torch.testing.assert_close(mine["pixel_values"], row_major, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 130), (300, 224), (20, 900)])
+def test_parity_with_siglip2(height: int, width: int) -> None:
+    image = noise(height, width)
+    other = Siglip2ImageProcessorPil(max_num_patches=64)(image, return_tensors="pt")
+    mine = UnclippedImageProcessor(native_variant="siglip2", patch_size=16, max_tokens=64, resample="bilinear")(image)
+    assert mine["image_grid_thw"][0, 1:].tolist() == other["spatial_shapes"][0].tolist()
+    count = len(mine["pixel_values"])
+    # Their values run row, column, channel, and the rows are padded.
+    values = other["pixel_values"][0, :count].reshape(count, 16, 16, 3).permute(0, 3, 1, 2).reshape(count, -1)
+    torch.testing.assert_close(mine["pixel_values"], values, atol=1e-5, rtol=0)
