@@ -152,7 +152,8 @@ def test_ids_of_the_plots_are_unique(report_data: ReportData) -> None:
 def test_page_holds_everything(report_data: ReportData) -> None:
     text = render_report(report_data)
     for expected in (
-        report_data.title, report_data.difficulty, "97.8\N{NO-BREAK SPACE}%", "random encoder", "read_kth", "18 of these 24 answers",
+        report_data.title, report_data.difficulty, "97.8\N{NO-BREAK SPACE}%",
+        "random encoder", "read_kth", "18 of these 24 answers",
         "412,160", "frozen", "9.41 → 10.02", "1.1 GiB", "torch 2.13.0+cpu", "3 min 37 s", "not held out", "AMD EPYC",
         "unclipped chat quickstart/model", "+96.6", "no gain over a random start",
     ):  # fmt: skip

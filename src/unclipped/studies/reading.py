@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from unclipped.studies.report_data import LOWER_IS_BETTER, PERCENT_METRICS, ReportData, Row, formatted, metric_of
+from unclipped.studies.report_data import (
+    LOWER_IS_BETTER,
+    PERCENT_METRICS,
+    ReportData,
+    Row,
+    formatted,
+    formatted_interval,
+    metric_of,
+)
 
 ARM_LABELS = {
     "model": "model",
@@ -98,8 +106,7 @@ def headline_figures(data: ReportData) -> list[tuple[str, str, str]]:
     for name in sorted(model, key=lead, reverse=True)[:4]:
         row = model[name]
         metric = metric_of(row)
-        low, high = formatted(metric, row["low"]), formatted(metric, row["high"])
-        detail = f"95 % interval {low.removesuffix('\N{NO-BREAK SPACE}%')} – {high}"
+        detail = f"95 % interval {formatted_interval(row)}"
         if metric in blind.get(name, {}):
             detail += f"; blind {formatted(metric, blind[name][metric])}"
         figures.append((f"{name} · {metric.replace('_', ' ')}", formatted(metric, row[metric]), detail))

@@ -11,7 +11,15 @@ from typing import Any
 from unclipped.core.files import write_text
 from unclipped.studies.plots import bar_plot, loss_plot
 from unclipped.studies.reading import headline_figures, label_of, read_figures
-from unclipped.studies.report_data import PERCENT_METRICS, GalleryItem, ReportData, clock, formatted, metric_of
+from unclipped.studies.report_data import (
+    PERCENT_METRICS,
+    GalleryItem,
+    ReportData,
+    clock,
+    formatted,
+    formatted_interval,
+    metric_of,
+)
 
 _LONGEST_SIDE = 480  # px of a gallery image inside the page
 _SMALL_PIXELS = 128 * 256  # up to here an image is kept exact and shown enlarged with hard pixels
@@ -40,7 +48,7 @@ def render_report(data: ReportData) -> str:
     )
     environment.filters["clock"] = clock
     environment.filters["figure"] = lambda row: formatted(metric_of(row), row[metric_of(row)])
-    environment.filters["interval"] = _interval
+    environment.filters["interval"] = formatted_interval
     environment.filters["difference"] = _difference
     labels = {arm: label_of(data, arm) for arm in (*data.arms, *data.curves)}
     has_perplexity = any(stage.perplexity_after is not None for stage in data.stages)
@@ -92,11 +100,6 @@ def _loss(data: ReportData, labels: Mapping[str, str]) -> dict[str, str] | None:
     if not curves:
         return None
     return {size: loss_plot(curves, labels, narrow=size == "narrow") for size in ("wide", "narrow")}
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    metric = metric_of(row)
-    return f"{formatted(metric, row['low']).removesuffix('\N{NO-BREAK SPACE}%')} – {formatted(metric, row['high']).removesuffix('\N{NO-BREAK SPACE}%')}"
 
 
 def _difference(row: Mapping[str, float], metric: str) -> str:

@@ -108,6 +108,13 @@ def formatted(metric: str, value: float) -> str:
     return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if metric in PERCENT_METRICS else f"{value:.3f}"
 
 
+def formatted_interval(row: Row) -> str:
+    """The interval of a row, the unit once: `96.4 – 99.2 %` (with no-break spaces)."""
+    metric = metric_of(row)
+    low, high = (formatted(metric, row[bound]) for bound in ("low", "high"))
+    return low.removesuffix("\N{NO-BREAK SPACE}%") + "\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}" + high
+
+
 def clock(seconds: float) -> str:
     """Seconds as `45 s`, `3 min 20 s` or `2 h 5 min`."""
     whole = round(seconds)
