@@ -106,9 +106,9 @@ def _draw(
             return _same, {}
         return _mirror, {a: b for pair in step.swap for a, b in (pair, pair[::-1])}
     if isinstance(step, Geometric):
-        scales = 1 + step.scale * generator.uniform(-1, 1, size=2)
-        shifts = generator.integers(-step.shift, step.shift + 1, size=2)
-        return lambda image: scale_and_shift(image, *map(float, scales), *map(int, shifts)), {}
+        vertical, horizontal = (float(1 + step.scale * generator.uniform(-1, 1)) for _ in range(2))
+        down, right = (int(generator.integers(-step.shift, step.shift + 1)) for _ in range(2))
+        return lambda image: scale_and_shift(image, vertical, horizontal, down, right), {}
     if isinstance(step, Photometric):
         contrast = 1 + step.contrast * generator.uniform(-1, 1)
         brightness = step.brightness * generator.uniform(-1, 1)

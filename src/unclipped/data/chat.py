@@ -65,7 +65,7 @@ class ChatEncoder:
         return features["pixel_values"], grid, [int(count) for count in processor.num_image_tokens(grid)]
 
     def tokens(self, sample: Sample, counts: list[int], *, prompt: bool = False) -> tuple[list[int], list[int]]:
-        """(ids, labels) of a sample whose images take `counts` tokens; with `prompt`, up to where the last answer begins."""
+        """(ids, labels) of a sample whose images take `counts` tokens; `prompt`: up to the last answer."""
         if sample.turns and sample.turns[0].role == "document":
             return self._document(sample, prompt)
         if len(sample.images) != len(counts):
@@ -134,7 +134,7 @@ class ChatEncoder:
                 flush()
         if self.image_token_id is not None and ids.count(self.image_token_id) != sum(counts):
             raise DataError(
-                f"sample {sample.id}: its text holds the image token {self.image_token!r} itself; remove it from the text"
+                f"sample {sample.id}: its text itself holds the image token {self.image_token!r}; remove it there"
             )
         return ids, labels
 
@@ -160,7 +160,7 @@ class ChatEncoder:
             self._end_token = next((token for token in self.tokenise(tail) if token in self.special), None)
             if self._end_token is None and self.tokenizer.eos_token_id is None:
                 raise DataError(
-                    "neither the chat template nor the tokenizer ends an answer: the tokenizer has no eos token; set one"
+                    "neither the chat template nor the tokenizer ends an answer; set the tokenizer's eos token"
                 )
             self._end_known = True
         return self._end_token

@@ -27,9 +27,9 @@ class Collator:
     """Training batches of encoded examples, padded on the right.
 
     Gives `input_ids`, `labels`, `position_ids` int64 (batch, length), `sample_ids` (a list of names, one a row), with
-    images `pixel_values` (sum_patches, channels * patch height * patch width) and `image_grid_thw` (num_images, 3), and
-    `attention_mask`: int64 (batch, length), or bool (batch, 1, length, length), True where a position may attend, when a
-    row shares an image between questions. `length` is rounded up to a multiple of `pad_to_multiple`.
+    images `pixel_values` (sum_patches, channels * patch height * patch width) and `image_grid_thw` (num_images, 3),
+    and `attention_mask`: int64 (batch, length), or bool (batch, 1, length, length), True where a position may attend,
+    when a row shares an image between questions. `length` is rounded up to a multiple of `pad_to_multiple`.
     """
 
     pad_token_id: int
@@ -70,8 +70,8 @@ class Collator:
 def shared_image_mask(segments: Sequence[list[int] | None], valid: Tensor) -> Tensor:
     """Who may attend to whom: bool (batch, 1, length, length), True where query i may see key j.
 
-    j ≤ i, j is no padding, and j lies in the shared part (segment 0) or in i's own segment. A padded query sees itself
-    alone, so that its softmax has something to sum over. valid: (batch, length).
+    j ≤ i, j is no padding, and j lies in the shared part (segment 0) or in i's own segment. A padded query sees
+    itself alone, so that its softmax has something to sum over. valid: (batch, length).
     """
     batch, length = valid.shape
     segment = torch.zeros(batch, length, dtype=torch.int64)

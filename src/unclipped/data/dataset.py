@@ -10,7 +10,7 @@ from unclipped.data.mixture import Mixture
 
 
 class ExampleDataset:
-    """Encoded draws `start`, `start + 1`, … of a mixture; item i is a pure function of the mixture's seed and start + i.
+    """Encoded draws `start`, `start + 1`, … of a mixture; item i depends on seed and start + i alone.
 
     `size` is the number of draws (steps times batch size in training). The policy for bad samples covers reading,
     augmenting and encoding alike.

@@ -1,9 +1,9 @@
 """Samples to token ids and labels, built piece by piece: what is supervised is known when it is written.
 
-A sequence is what the chat template makes of the turns. Each stretch between images and answers is tokenised once, each
-answer once; image placeholders are written as ids, as many as the connector gives tokens. Supervised are the answers and
-what ends them: the template's tokens through the first special one or, when it writes none, the tokenizer's end of text,
-which is then added after each answer.
+A sequence is what the chat template makes of the turns. Each stretch between images and answers is tokenised once,
+each answer once; image placeholders are written as ids, as many as the connector gives tokens. Supervised are the
+answers and what ends them: the template's tokens through the first special one or, when it writes none, the
+tokenizer's end of text, which is then added after each answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from unclipped.core.errors import DataError
@@ -27,8 +28,9 @@ logger = logging.getLogger("unclipped.data")
 class Example:
     """An encoded row.
 
-    `segments` is None for an ordinary row. In a row of several question blocks behind shared images it is 0 in the shared
-    part and k = 1, 2, … in block k; a position sees the shared part and its own block, and `positions` restart.
+    `segments` is None for an ordinary row. In a row of several question blocks behind shared images it is 0 in the
+    shared part and k = 1, 2, … in block k; a position sees the shared part and its own block, and `positions`
+    restart.
     """
 
     id: str
@@ -82,9 +84,9 @@ def encode_prompt(sample: Sample, processor: Any) -> Example:
 def encode_group(group: SampleGroup, processor: Any, *, max_length: int | None = None) -> Example:
     """Several independent samples about the same images in one row: the longest common beginning once, then each rest.
 
-    The shared part ends before the token that precedes the first answer, so that every block begins unsupervised and its
-    loss is that of the sample alone. Raises DataError when the images do not lie in the shared part or the row is longer
-    than `max_length`.
+    The shared part ends before the token that precedes the first answer, so that every block begins unsupervised and
+    its loss is that of the sample alone. Raises DataError when the images do not lie in the shared part or the row is
+    longer than `max_length`.
     """
     if len(group.samples) == 1:
         return encode_sample(group.samples[0], processor, max_length=max_length)
@@ -151,8 +153,8 @@ def _truncated(
         last_image = max((i for i, token in enumerate(ids) if token == encoder.image_token_id), default=-1)
         if counts and last_image >= max_length:
             raise DataError(
-                f"sample {sample.id}: {found} tokens, max_length is {max_length}, and the cut would fall into or before an "
-                f"image ({sum(counts)} image tokens); raise max_length or lower the image budget"
+                f"sample {sample.id}: {found} tokens, max_length is {max_length}, and the cut would "
+                f"fall into or before an image ({sum(counts)} image tokens); raise max_length or lower the image budget"
             )
         ids, labels = ids[:max_length], labels[:max_length]
         if all(label == IGNORED for label in labels[1:]):
@@ -169,7 +171,7 @@ def _without_oldest_exchange(sample: Sample | None) -> Sample | None:
     if sample is None:
         return None
     starts = [index for index, turn in enumerate(sample.turns) if turn.role == "user"]
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         if not any(turn.images for turn in sample.turns[start:end]):
             return replace(sample, turns=sample.turns[:start] + sample.turns[end:])
     return None

@@ -27,9 +27,9 @@ _IMAGE_UNITS = 64
 class Mixture:
     """Samples drawn from weighted sources without end.
 
-    Each finite source is gone through in a fresh permutation per epoch, so an epoch holds every sample once. Weights are
-    shares of draws: after any number of whole blocks the draws from a source differ from its exact share by less than one.
-    With `share_image`, the unit of drawing is the group of consecutive samples about the same images.
+    Each finite source is gone through in a fresh permutation per epoch, so an epoch holds every sample once. Weights
+    are shares of draws: after any number of whole blocks the draws from a source differ from its exact share by less
+    than one. With `share_image`, the unit of drawing is the group of consecutive samples about the same images.
     """
 
     def __init__(self, config: DataConfig, seed: int = 0, sources: Sequence[Source] | None = None) -> None:
@@ -42,11 +42,11 @@ class Mixture:
         self.skipped = 0
         weights = np.array([source.weight for source in config.sources], dtype=np.float64)
         shares = weights / weights.sum()
-        # Long enough that each source stands several times in every block, so that blocks never owe draws to each other.
+        # Long enough that each source stands several times in every block: no block owes draws to another.
         self._block = max(64, math.ceil(4 / shares.min()))
         if self._block > _MAX_BLOCK:
             raise UsageError(
-                f"weights {weights.tolist()}: the smallest share is below {4 / _MAX_BLOCK:.0e}; raise it or drop the source"
+                f"weights {weights.tolist()}: the smallest share is below {4 / _MAX_BLOCK:.0e}; raise or drop it"
             )
         self._upper = np.minimum(np.cumsum(shares), 1.0)
         self._upper[-1] = 1.0
@@ -60,7 +60,7 @@ class Mixture:
         return None if any(length is None for length in lengths) else sum(length or 0 for length in lengths)
 
     def read(self, index: int) -> Sample | SampleGroup:
-        """Draw `index`, augmented and blind as configured. Raises DataError when it cannot be used, whatever the policy."""
+        """Draw `index`, augmented or blind as configured. Raises DataError when it is unusable, under any policy."""
         which, unit_index = self.place(index)
         item = self.units[which].get(unit_index)
         if self.config.blind:
@@ -77,6 +77,7 @@ class Mixture:
 
         Raises DataError when draws fail and the policy is `stop`, or when too many fail one after the other.
         """
+        last: DataError | None = None
         for step in range(BAD_IN_A_ROW):
             try:
                 return make(self.read(index + step))
@@ -133,7 +134,7 @@ class Mixture:
         return own if own is not None else self.config.augment
 
     def _drawn(self, count: int) -> np.ndarray:
-        """Draws of each source among the first `count`: (sources,). Rounding cumulative shares makes them sum to count."""
+        """Draws of each source among the first `count`: (sources,); rounded cumulative shares sum to it exactly."""
         return np.diff(np.floor(count * self._upper + 0.5), prepend=0.0).astype(np.int64)
 
     def _block_order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,23 +205,18 @@ def _units(source: Source, config: DataConfig) -> _Units | _GroupUnits | _Endles
     if not config.share_image:
         return _Units(source)
     if source.length is None:
-        size = getattr(source, "samples_per_image", 1)
-        # Only a divisor keeps the groups inside one image.
-        while config.max_group is not None and (size > config.max_group or _per_image(source) % size):
-            size -= 1
+        per_image = int(getattr(source, "samples_per_image", 1))
+        largest = min(per_image, config.max_group or per_image)
+        size = next(size for size in range(largest, 0, -1) if per_image % size == 0)  # a divisor stays inside one image
         return _Units(source) if size == 1 else _EndlessGroupUnits(source, size)
     return _GroupUnits(source, group_bounds(source, config.max_group))
-
-
-def _per_image(source: Source) -> int:
-    return getattr(source, "samples_per_image", 1)
 
 
 def group_bounds(source: Source, max_group: int | None = None) -> np.ndarray:
     """Starts of the runs of consecutive samples about the same images, and the end: int64 (groups + 1,).
 
-    Text-only samples stand alone, and so do samples that cannot be read (reading them raises again when they are drawn).
-    One pass over the source.
+    Text-only samples stand alone, and so do samples that cannot be read (reading them raises again when they are
+    drawn). One pass over the source.
     """
     bounds = [0]
     previous: str | None = None

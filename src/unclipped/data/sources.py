@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -135,14 +135,6 @@ class LimitedSource:
         return self.source[index]
 
 
-def samples_of(source: Source) -> Iterator[Sample]:
-    """All samples of a finite source in order. Raises UsageError for an endless one."""
-    if source.length is None:
-        raise UsageError(f"{source.name} is endless; give it a limit")
-    for index in range(source.length):
-        yield source[index]
-
-
 def on_dev_side(key: str, part: PartConfig) -> bool:
     """Whether the hash of `key` puts it on the dev side."""
     digest = hashlib.blake2b(f"{part.seed}\n{key}".encode(), digest_size=8).digest()
@@ -150,11 +142,21 @@ def on_dev_side(key: str, part: PartConfig) -> bool:
 
 
 def part_of(source: Source, part: PartConfig) -> Source:
-    """One side of a finite source (one pass over its rows). Raises UsageError when samples have no cluster to cut by."""
+    """One side of a finite source (one pass over its rows).
+
+    A sample that cannot be read stays on the train side, where reading it raises again. Raises UsageError when samples
+    have no cluster to cut by.
+    """
     if source.length is None:
         raise UsageError(f"{source.name} is endless and cannot be cut into parts; use its splits")
     chosen = []
-    for index, sample in enumerate(samples_of(source)):
+    for index in range(source.length):
+        try:
+            sample = source[index]
+        except DataError:
+            if part.side == "train":
+                chosen.append(index)
+            continue
         if part.by == "cluster":
             if sample.cluster is None:
                 raise UsageError(

@@ -18,8 +18,8 @@ def pixel_statistics(
     """(mean, std) of each channel on values in 0..1 over `count` training images after the resize of `rule`.
 
     sources: their images are sampled evenly, each finite source at places drawn with `seed`, an endless one from its
-    start. rule: an `ImageRule`, or a processor that has one; its own mean and std play no part. Every pixel counts once,
-    so large images weigh more, as they do in training. Raises DataError when the sources hold no image.
+    start. rule: an `ImageRule`, or a processor that has one; its own mean and std play no part. Every pixel counts
+    once, so large images weigh more, as they do in training. Raises DataError when the sources hold no image.
     """
     rule = getattr(getattr(rule, "image_processor", rule), "image_rule", rule)
     share = -(-count // max(1, len(sources)))

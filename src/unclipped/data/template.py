@@ -1,8 +1,8 @@
 """What a chat template makes of a structure of turns, learned by rendering it once with marks in place of every text.
 
-Rendering with marks, and not with the texts themselves, is what lets labels be built instead of searched for: the places
-of answers are known exactly, whatever the texts say. A mark stands between em spaces, so that a template that trims its
-contents gives itself away and the texts are trimmed as it would.
+Rendering with marks, and not with the texts themselves, is what lets labels be built instead of searched for: the
+places of answers are known exactly, whatever the texts say. A mark stands between em spaces, so that a template that
+trims its contents gives itself away and the texts are trimmed as it would.
 """
 
 from __future__ import annotations

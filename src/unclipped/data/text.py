@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,8 +87,8 @@ def _documents(file: Path, config: TextConfig) -> Iterator[str]:
 
 def _lines(file: Path) -> Iterator[str]:
     try:
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")
-        with opened as stream:
+        opened = partial(gzip.open, mode="rt") if file.suffix == ".gz" else open
+        with opened(file, encoding="utf-8") as stream:
             yield from stream
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
@@ -104,7 +104,7 @@ def _rows(file: Path, lines: Iterator[str], field: str) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{file}, line {number}: not valid JSON ({error.msg} at column {error.colno}); remove or repair that line"
+                f"{file}, line {number}: not valid JSON ({error.msg} at column {error.colno}); repair that line"
             ) from None
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             raise DataError(f"{file}, line {number}: no text in field '{field}'; set field to the one that holds it")
@@ -128,9 +128,9 @@ def _chunks(lines: Iterator[str], characters: int) -> Iterator[str]:
 
 
 def render_documents(samples: Iterable[Sample], processor: Any) -> Iterator[str]:
-    """Samples as the text that the chat template makes of them, images left out: training text in a task's own format."""
+    """Samples as the text that the chat template makes of them, images left out: text in a task's own format."""
     from unclipped.data.chat import encoder_of
-    from unclipped.data.template import structure_of, texts_of
+    from unclipped.data.template import ImageSlot, structure_of, texts_of
 
     encoder = encoder_of(processor)
     for sample in samples:
@@ -143,7 +143,7 @@ def render_documents(samples: Iterable[Sample], processor: Any) -> Iterator[str]
         yield "".join(
             chunk if isinstance(chunk, str) else chunk.fill(texts)
             for chunk in chunks
-            if hasattr(chunk, "fill") or chunk
+            if not isinstance(chunk, ImageSlot)  # a blind structure has none
         )
 
 
@@ -153,13 +153,16 @@ class TokenBlocks:
     `block(i)` is a pure function of the seed and i. The tokens lie in a file mapped into memory, 2 or 4 bytes each.
     """
 
-    def __init__(self, path: str | Path, dtype: str, block_length: int, *, seed: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, dtype: str, block_length: int, *, seed: int = 0, keeper: object = None
+    ) -> None:
         self.path, self.dtype, self.block_length, self.seed = str(path), dtype, block_length, seed
+        self._keeper = keeper  # a temporary folder goes when its object does
         self._tokens = np.memmap(path, dtype=dtype, mode="r")
         self.num_tokens = len(self._tokens)
         if self.num_tokens < block_length:
             raise DataError(
-                f"text: {self.num_tokens} tokens are fewer than one block of {block_length}; add text or shorten the block"
+                f"text: {self.num_tokens} tokens, fewer than one block of {block_length}; add text or shorten the block"
             )
         self._slack = min(block_length, self.num_tokens - block_length + 1)  # offsets 0 … slack - 1
         self.blocks_per_epoch = (self.num_tokens - self._slack + 1) // block_length
@@ -220,9 +223,7 @@ def build_token_blocks(
         raise DataError(
             f"text: {written} tokens are fewer than one block of {block_length}; add text or shorten the block"
         )
-    blocks = TokenBlocks(path, dtype, block_length, seed=seed)
-    blocks._keeper = keeper  # type: ignore[attr-defined]
-    return blocks
+    return TokenBlocks(path, dtype, block_length, seed=seed, keeper=keeper)
 
 
 def _batches(documents: Iterable[str], characters: int = 1 << 18) -> Iterator[list[str]]:

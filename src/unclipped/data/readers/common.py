@@ -62,7 +62,7 @@ def text_of(value: Any, field: str, place: Place) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise place.error(field, f"expected text, found {_described(value)}")
+    raise place.error(field, f"expected text, found {described(value)}")
 
 
 def optional_text(row: dict[str, Any], field: str, place: Place) -> str | None:
@@ -96,17 +96,16 @@ def images_of(value: Any, field: str, place: Place) -> list[ImagePart]:
     if isinstance(value, bytes):
         return [ImagePart(value, name)]
     if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path") is not None):
-        if value.get("bytes") is not None:
-            return [ImagePart(value["bytes"], name)]
-        return images_of(value["path"], field, place)
+        return images_of(value["bytes"] if value.get("bytes") is not None else value["path"], field, place)
     if hasattr(value, "tobytes") and hasattr(value, "convert"):  # a Pillow image
         return [ImagePart(value, name)]
-    raise place.error(field, f"expected an image path, bytes or a list of them, found {_described(value)}")
+    raise place.error(field, f"expected an image path, bytes or a list of them, found {described(value)}")
 
 
 def split_placeholders(text: str, images: Iterator[ImagePart]) -> tuple[Part, ...]:
-    """Text and images in order. The line break between a placeholder and text belongs to the placeholder: it is dropped.
+    """Text and images in order.
 
+    The line break between a placeholder and text belongs to the placeholder: it is dropped.
     Images are taken from `images`; the caller has checked that there are as many as placeholders.
     """
     pieces = text.split(PLACEHOLDER)
@@ -132,7 +131,7 @@ def place_images(turns: Iterable[tuple[str, str]], images: list[ImagePart], fiel
     if count != len(images):
         raise place.error(
             field,
-            f"{count} {PLACEHOLDER} placeholders in the user turns but {len(images)} images; each image needs exactly one",
+            f"{count} {PLACEHOLDER} placeholders in user turns but {len(images)} images; each image needs exactly one",
         )
     supply = iter(images)
     built = []
@@ -142,6 +141,7 @@ def place_images(turns: Iterable[tuple[str, str]], images: list[ImagePart], fiel
     return built
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """Type and beginning of a value, for messages."""
     shown = repr(value)
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"

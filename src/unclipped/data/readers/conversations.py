@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from unclipped.data.readers.common import PLACEHOLDER, Place, images_of, optional_text, place_images, text_of
+from unclipped.data.readers.common import PLACEHOLDER, Place, described, images_of, optional_text, place_images, text_of
 from unclipped.data.sample import Sample
 
 ROLES = {
@@ -23,9 +23,7 @@ def parse_conversation(row: dict[str, Any], place: Place, *, turns_field: str, i
     """
     turns = row.get(turns_field)
     if not isinstance(turns, list) or not turns:
-        raise place.error(
-            turns_field, f"expected a list of turns, found {'an empty list' if turns == [] else turns!r:.60}"
-        )
+        raise place.error(turns_field, f"expected a list of turns, found {described(turns)}")
     pairs = list(_pairs(turns, turns_field, place))
     system = optional_text(row, "system", place)
     if system:
@@ -69,5 +67,5 @@ def _content(content: Any, where: str, place: Place) -> str:
         elif kind in ("image", "image_url"):
             pieces.append(PLACEHOLDER)
         else:
-            raise place.error(where, f"expected parts of type text or image, found {part!r:.60}")
+            raise place.error(where, f"expected parts of type text or image, found {described(part)}")
     return "".join(pieces)

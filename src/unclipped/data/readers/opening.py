@@ -100,6 +100,7 @@ def kind_of_row(row: dict[str, Any], file: str) -> str:
     if isinstance(row.get("text"), str):
         return "text"
     raise DataError(
-        f"{file}: cannot tell the format from the fields {', '.join(sorted(map(str, row))) or '(none)'}; expected question "
-        "and answer, conversations, messages, or text. Set format if it is one of llava, sharegpt, cambrian, qa, text"
+        f"{file}: cannot tell the format from the fields {', '.join(sorted(map(str, row))) or '(none)'}; expected "
+        "question and answer, conversations, messages, or text. Set format "
+        "if it is one of llava, sharegpt, cambrian, qa, text"
     )

@@ -1,8 +1,9 @@
 """Parquet and arrow files and saved `datasets` folders, with images as bytes, paths or an Image feature.
 
-Columns may have any names: options of the source map `id`, `image`, `question`, `answer`, `choices`, `category`, `cluster`
-or `messages` to a column; unmapped ones are found by their usual names. With a `messages` or `conversations` column, rows
-are read as conversations, else as questions and answers. The options of question–answer rows hold too.
+Columns may have any names: options of the source map `id`, `image`, `question`, `answer`, `choices`, `category`,
+`cluster` or `messages` to a column; unmapped ones are found by their usual names. With a `messages` or
+`conversations` column, rows are read as conversations, else as questions and answers. The options of question–answer
+rows hold too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _load(path: Path, config: SourceConfig) -> Any:
             table = datasets.load_from_disk(str(path))
             if isinstance(table, datasets.DatasetDict):
                 if config.split not in table:
-                    raise DataError(f"{path}: no split '{config.split}'; found {', '.join(table)}")
+                    raise DataError(f"{path}: no split '{config.split}'; found {', '.join(map(str, table))}")
                 table = table[config.split]
             return table
         if path.suffix == ".arrow":

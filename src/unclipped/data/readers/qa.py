@@ -1,8 +1,8 @@
 """Plain question–answer rows: `id, image, question, answer, choices?, category?, cluster?`.
 
-`image` is a path, a list of paths or absent. `answer` is text, a number, or a list of accepted answers of which the first
-is trained on; it may be absent in rows that are only asked. `<image>` in the question says where an image stands; without
-one, the images stand before the question.
+`image` is a path, a list of paths or absent. `answer` is text, a number, or a list of accepted answers of which the
+first is trained on; it may be absent in rows that are only asked. `<image>` in the question says where an image
+stands; without one, the images stand before the question.
 
 Options of the source: `prompt`, a pattern with {question} and {choices} (joined by ", "), and `answer_case`, "upper" or
 "lower".
@@ -28,7 +28,8 @@ def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> Non
             raise UsageError(f"source {config.source}: unknown option '{name}'; {nearest(name, valid)}")
     if config.options.get("answer_case", "upper") not in ("upper", "lower"):
         raise UsageError(
-            f"source {config.source}: option answer_case must be upper or lower, found {config.options['answer_case']!r}"
+            f"source {config.source}: option answer_case: expected upper or lower, "
+            f"found {config.options['answer_case']!r}"
         )
     prompt = config.options.get("prompt", "{question}")
     try:
@@ -37,7 +38,8 @@ def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> Non
         prompt.format(question="", choices="")
     except (KeyError, IndexError, ValueError, TypeError, AttributeError):
         raise UsageError(
-            f"source {config.source}: option prompt must be text with {{question}} and perhaps {{choices}}, found {prompt!r}"
+            f"source {config.source}: option prompt: expected text with {{question}} "
+            f"(and {{choices}}), found {prompt!r}"
         ) from None
 
 
