@@ -1,0 +1,163 @@
+"""Assembled folders: written whole or not at all, loaded strictly; connectors saved by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from unclipped.connectors.build import Connector
+from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
+from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits, read_config
+from unclipped.models.language import raise_loading_misfits
+from unclipped.models.modeling import UnclippedForConditionalGeneration
+from unclipped.models.processing import UnclippedProcessor
+from unclipped.models.register import register
+
+CONNECTOR_WEIGHTS = "connector.safetensors"
+CONNECTOR_CONFIG = "connector.json"
+
+
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype | str = "auto"
+) -> tuple[UnclippedForConditionalGeneration, UnclippedProcessor]:
+    """An assembled folder (or hub id): -> (model in evaluation mode, processor).
+
+    Raises CheckpointError when it is no assembled model, or lists the tensors that are missing, extra or misshaped.
+    """
+    register()
+    path = checkpoint_folder(folder)
+    config = read_config(path)
+    if config.model_type != "unclipped":
+        raise CheckpointError(
+            f"{folder}: holds a '{config.model_type}', not an assembled model; "
+            "make one with `unclipped assemble --vision … --text … --output DIR`"
+        )
+    try:
+        with quiet():
+            model, info = UnclippedForConditionalGeneration.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            processor = UnclippedProcessor.from_pretrained(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder}: cannot be read ({reason}); it may be incomplete: save it again") from None
+    raise_loading_misfits(str(folder), info)
+    return model.eval(), processor
+
+
+def save_model(
+    model: UnclippedForConditionalGeneration,
+    processor: UnclippedProcessor | None,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write model and processor to a temporary folder beside `folder`, then rename: nobody sees half a model.
+
+    Raises UsageError when `folder` holds something and `overwrite` is false, UnclippedError when it cannot be written.
+    """
+    with _whole_folder(Path(folder), overwrite) as temporary, quiet():
+        model.save_pretrained(temporary)
+        if processor is not None:
+            processor.save_pretrained(temporary)
+    return Path(folder)
+
+
+def save_connector(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the connector alone: its weights, its text form and its widths. Raises as `save_model`."""
+    connector = _connector_of(model)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in connector.state_dict().items()}
+    with _whole_folder(Path(folder), overwrite) as temporary:
+        save_file(tensors, temporary / CONNECTOR_WEIGHTS)
+        description = json.dumps(_describe(connector), indent=2) + "\n"
+        (temporary / CONNECTOR_CONFIG).write_text(description, encoding="utf-8")
+    return Path(folder)
+
+
+def load_connector(model: nn.Module, folder: str | Path) -> None:
+    """Load a connector written by `save_connector` into the model, strictly.
+
+    Raises CheckpointError that names the field or tensors when it was made for another model.
+    """
+    path = Path(folder)
+    connector = _connector_of(model)
+    try:
+        stored: dict[str, Any] = json.loads((path / CONNECTOR_CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(path / CONNECTOR_WEIGHTS)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{folder}: no readable connector ({str(error).splitlines()[0]}); expected {CONNECTOR_CONFIG} and "
+            f"{CONNECTOR_WEIGHTS}"
+        ) from None
+    for field, wanted in _describe(connector).items():
+        if stored.get(field) != wanted:
+            raise CheckpointError(
+                f"{path / CONNECTOR_CONFIG}: {field} is {stored.get(field)!r}, the model's connector has {wanted!r}; "
+                "assemble the model with the same encoder, language model and connector"
+            )
+    state = connector.state_dict()
+    raise_misfits(
+        str(path / CONNECTOR_WEIGHTS),
+        [name for name in state if name not in tensors],
+        [name for name in tensors if name not in state],
+        [
+            f"{name} (found {tuple(tensors[name].shape)}, expected {tuple(state[name].shape)})"
+            for name in state
+            if name in tensors and tensors[name].shape != state[name].shape
+        ],
+    )
+    connector.load_state_dict(tensors)
+
+
+def _connector_of(model: nn.Module) -> Connector:
+    for module in model.modules():
+        if isinstance(module, Connector):
+            return module
+    raise UsageError(f"{type(model).__name__} has no connector")
+
+
+def _describe(connector: Connector) -> dict[str, Any]:
+    return {
+        "connector": str(connector.config),
+        "vision_hidden": connector.vision_hidden,
+        "text_hidden": connector.text_hidden,
+    }
+
+
+@contextmanager
+def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, not a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UsageError(f"{folder}: is not empty; choose another folder or remove it")
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UnclippedError(f"cannot write {folder}: {reason}; free space or choose another folder") from None
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary)

@@ -1,0 +1,116 @@
+"""The `model:` section of a recipe. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from unclipped.connectors.config import parse_connector
+from unclipped.core.config import FrozenConfig
+from unclipped.core.errors import UsageError
+
+
+class ImageSettings(FrozenConfig):
+    """Changes of the image rule that the encoder suggests; a field left out keeps the suggestion."""
+
+    rule: Literal["native", "squash", "pad", "crop"] | None = None
+    """native: own size and aspect under a token budget; squash, pad, crop: the fixed `size`."""
+    size: tuple[int, int] | int | None = None
+    """(height, width) in px for squash, pad and crop; a multiple of patch times merge."""
+    merge: tuple[int, int] | int | None = None
+    """(rows, columns) of patches that sides are rounded to; by default what the connector merges."""
+    min_tokens: int | None = None
+    """native: smallest number of visual tokens."""
+    max_tokens: int | None = None
+    """native: budget in visual tokens, never exceeded."""
+    fixed_height: int | None = None
+    """native: height in px of every image, the width following the aspect (text lines)."""
+    native_variant: Literal["area", "qwen2_vl", "siglip2"] | None = None
+    """native: the arithmetic of the target size."""
+    shorter_side: int | None = None
+    """crop: px that the shorter side is scaled to first."""
+    mean: tuple[float, ...] | float | None = None
+    """Mean of each channel on values in 0..1."""
+    std: tuple[float, ...] | float | None = None
+    """Standard deviation of each channel on values in 0..1."""
+    channels: Literal[1, 3] | None = None
+    """3 for RGB, 1 for luminance; an encoder made from a language model is built for it."""
+    resample: Literal["bicubic", "bilinear"] | None = None
+    """Filter of the resize."""
+    background: tuple[int, int, int] | None = None
+    """RGB in 0..255 behind transparency and around a padded image."""
+    max_pixels: int | None = None
+    """Images of more pixels are refused before they are decoded."""
+    max_side: int | None = None
+    """Images with a longer side, in px, are refused before they are decoded."""
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class ModelConfig(FrozenConfig):
+    """What the model is made of: an encoder, a language model and a connector, or an assembled folder."""
+
+    vision: str | dict[str, Any] | None = None
+    """Folder or hub id of a vision encoder; `llm:` and a folder or hub id of a language model that the encoder is made
+    from; or a configuration with its `model_type`, for an encoder trained from scratch."""
+    text: str | None = None
+    """Folder or hub id of the decoder language model."""
+    connector: str = "mlp(2)"
+    """Grid steps and projection, for example `pixel_shuffle(2x2) + mlp(2)`."""
+    connector_init: Literal["default", "embedding"] = "default"
+    """`embedding` starts the connector's last layer inside the token embeddings."""
+    checkpoint: str | None = None
+    """Folder of an assembled model to start from, instead of `vision` and `text`."""
+    baseline: bool = False
+    """Must be true for an encoder that was trained contrastively: it is a baseline here."""
+    feature_layers: tuple[int, ...] | None = None
+    """Hidden states of the encoder to concatenate (0 is the embedding, negative numbers count from the end); by default
+    the last layer after its norm."""
+    patch_size: tuple[int, int] | int | None = None
+    """(height, width) in px of a patch of an encoder made from a language model; default 14."""
+    rope: Literal["axial", "penguin"] = "axial"
+    """Form of the two-dimensional positions of an encoder made from a language model."""
+    rope_theta: float | None = Field(default=None, gt=0)
+    """Base frequency of those positions; by default the language model's own."""
+    stem: Literal["linear", "convolution"] = "linear"
+    """First layer of an encoder made from a language model: one linear map, or two convolutions before it."""
+    random_vision: bool = False
+    """Keep the encoder's shape but start it from random weights: the random-encoder baseline."""
+    image: ImageSettings = ImageSettings()
+    """Changes of the image rule that the encoder suggests."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type of the assembled weights; `auto` is the language model's own."""
+    seed: int = 0
+    """Seed of the new weights (patch embedding, connector, random encoder)."""
+
+    @field_validator("connector")
+    @classmethod
+    def _readable_connector(cls, value: str) -> str:
+        try:
+            return str(parse_connector(value))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("vision")
+    @classmethod
+    def _inline_names_its_type(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if isinstance(value, dict) and "model_type" not in value:
+            raise ValueError("an inline vision configuration needs 'model_type', for example 'vit' or 'dinov2'")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_start(self) -> ModelConfig:
+        if self.checkpoint is not None:
+            parts = self.model_fields_set - {"checkpoint", "image", "dtype", "seed"}
+            if parts:
+                raise ValueError(
+                    f"checkpoint is a whole model, so {', '.join(sorted(parts))} cannot be set beside it; leave one out"
+                )
+            if set(self.image.given()) & {"channels", "merge"}:
+                raise ValueError("image.channels and image.merge belong to the checkpoint's encoder and connector")
+        elif self.vision is None or self.text is None:
+            raise ValueError("give both vision and text, or checkpoint alone")
+        return self

@@ -1,0 +1,331 @@
+"""The assembled model: vision tower, connector, and any decoder that transformers builds from `text_config`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+
+from unclipped.connectors.build import Connector, build_connector
+from unclipped.core.errors import DataError, UsageError
+from unclipped.encoders.base import VisionEncoder
+from unclipped.encoders.build import build_encoder
+from unclipped.models.configuration import UnclippedConfig
+from unclipped.models.generation import UnclippedGenerationMixin
+from unclipped.models.head import IGNORED, finish_logits, supervised_positions
+from unclipped.models.placing import check_placeholders, place_features, usable_mask
+
+
+@dataclass
+class ImageFeatures(BaseModelOutputWithPooling):
+    """Encoded images. last_hidden_state: packed patch features (sum of patches, vision_hidden); pooler_output: the
+    visual tokens of each image, a list of (tokens, text_hidden).
+
+    image_grid_thw, the grids of the visual tokens, is there only while the list has one entry an image: transformers
+    drops it when it cuts the features for a chunked prefill. The inputs are kept for a draft model with its own tower.
+    """
+
+    image_grid_thw: Tensor | None = None
+    pixel_values: Tensor | None = None
+    patch_grid_thw: Tensor | None = None
+
+
+@dataclass
+class UnclippedModelOutputWithPast(BaseModelOutputWithPast):
+    """Decoder outputs and `image_hidden_states`, the visual tokens that were placed, (sum of tokens, text_hidden)."""
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class UnclippedCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Loss, logits, cache, and `image_hidden_states` as above."""
+
+    image_hidden_states: Tensor | None = None
+
+
+class UnclippedPreTrainedModel(PreTrainedModel):
+    """What transformers, PEFT, TRL and serving programs read off the class."""
+
+    config_class = UnclippedConfig
+    config: UnclippedConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The towers start themselves, so only the connector and the output layer arrive here."""
+        if module is getattr(self, "lm_head", None):
+            super()._init_weights(module)
+        elif isinstance(module, nn.Linear):  # of the connector: as torch starts a linear layer
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, Connector) and module.config.standardise:
+            init.zeros_(module.mean)
+            init.ones_(module.std)
+
+
+def _keep_weights(*parts: nn.Module | None) -> None:
+    """Mark modules that come with their weights, so that `post_init` does not start them afresh."""
+    for part in parts:
+        for module in part.modules() if part is not None else ():
+            module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+class UnclippedModel(UnclippedPreTrainedModel):
+    """Vision tower, connector and language model, without the output layer.
+
+    `vision_tower` and `language_model` take modules that are built already (assembly from two checkpoints).
+    """
+
+    def __init__(
+        self,
+        config: UnclippedConfig,
+        vision_tower: VisionEncoder | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        _keep_weights(vision_tower, language_model)
+        self.vision_tower = vision_tower or build_encoder(
+            config.vision_config, feature_layers=config.vision_feature_layers, baseline=config.baseline
+        )
+        self.connector = build_connector(
+            config.connector, self.vision_tower.spec.hidden_size, config.text_config.hidden_size
+        )
+        self.language_model = language_model or AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> UnclippedModel:
+        """As usual, but a vision tower with nothing to train stays in evaluation mode: no dropout while frozen."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> ImageFeatures:
+        """Encode and project images: pixel_values (sum of patches, channels*ph*pw), image_grid_thw (num_images, 3)."""
+        if image_grid_thw is None:
+            raise DataError("pixel_values without image_grid_thw: pass both, as the processor returns them")
+        features = self.vision_tower(pixel_values, image_grid_thw)  # (sum of patches, vision_hidden)
+        tokens, out_grid = self.connector(features, image_grid_thw)  # (sum of tokens, text_hidden)
+        counts = out_grid.prod(dim=1).tolist()
+        return ImageFeatures(
+            last_hidden_state=features,
+            pooler_output=list(tokens.split(counts)),  # type: ignore[arg-type]
+            image_grid_thw=out_grid,
+            pixel_values=pixel_values,
+            patch_grid_thw=image_grid_thw,
+        )
+
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        images: BaseModelOutputWithPooling | None,
+        sample_ids: Sequence[object] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token embeddings (B, L, H) with the visual tokens in place, and those tokens (n, H) when there are images."""
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if images is None:
+            return inputs_embeds, None
+        if input_ids is None:
+            placeholder = self.get_input_embeddings()(
+                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            )
+            mask = (inputs_embeds == placeholder).all(dim=-1)  # (B, L)
+        else:
+            mask = input_ids == self.config.image_token_id  # (B, L)
+        pieces = list(images.pooler_output)  # type: ignore[arg-type]
+        rows = mask.sum(dim=1).tolist()
+        counts = [len(piece) for piece in pieces]
+        if getattr(images, "image_grid_thw", None) is None:  # cut for a chunk: image borders are gone, the sum is not
+            rows, counts = [sum(rows)], [sum(counts)]
+        check_placeholders(rows, counts, sample_ids if len(rows) == mask.shape[0] else None)
+        features = torch.cat([piece.to(inputs_embeds.device) for piece in pieces])
+        return place_features(inputs_embeds, mask, features), features
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        sample_ids: Sequence[object] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> UnclippedModelOutputWithPast | tuple:
+        """Hidden states (B, L, H). attention_mask is (B, L) or a boolean (B, 1, L, L) that replaces the causal mask."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UsageError("pass exactly one of input_ids and inputs_embeds")
+        images = (mm_encoder_outputs or {}).get("image")
+        if images is not None and pixel_values is not None:
+            raise UsageError("pass pixel_values or mm_encoder_outputs['image'], not both")
+        if pixel_values is not None:
+            images = self.get_image_features(pixel_values, image_grid_thw)  # type: ignore[arg-type]
+        inputs_embeds, features = self._embed(input_ids, inputs_embeds, images, sample_ids)
+        kwargs.pop("mm_token_type_ids", None)  # the processor may return it; decoders have no use for it
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=usable_mask(
+                attention_mask, self.language_model.config._attn_implementation, inputs_embeds.dtype
+            ),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        output = UnclippedModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            image_hidden_states=features,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+
+class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGenerationMixin):
+    """The whole model. `model` and `lm_head` take modules that are built already (assembly)."""
+
+    # The class default names the usual embedding; a decoder that calls it otherwise gets its own entry on the instance.
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(
+        self, config: UnclippedConfig, model: UnclippedModel | None = None, lm_head: nn.Linear | None = None
+    ) -> None:
+        super().__init__(config)
+        _keep_weights(model, lm_head)
+        self.model = model or UnclippedModel(config)
+        text = config.text_config
+        self.lm_head = lm_head or nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{self._embedding_name()}.weight"}
+        self.post_init()
+        self.generation_config.suppress_tokens = [config.image_token_id]
+
+    def _embedding_name(self) -> str:
+        """Name of the token embedding inside the language model (`embed_tokens`, `wte`, …)."""
+        embedding = self.model.language_model.get_input_embeddings()
+        return next(name for name, module in self.model.language_model.named_modules() if module is embedding)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> ImageFeatures:
+        """See `UnclippedModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> (…, vocabulary)."""
+        return finish_logits(self.lm_head(hidden), self.config.text_config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        labels: Tensor | None = None,
+        supervised_only: bool = False,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        sample_ids: Sequence[object] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> UnclippedCausalLMOutputWithPast | tuple:
+        """Logits (B, L, vocabulary), and the next-token loss when `labels` (B, L; -100 = not supervised) are given.
+
+        With `supervised_only` and labels the output layer runs at supervised places alone: logits are then
+        (supervised tokens, vocabulary) in row-major order, and the loss is the same. An image placeholder is never
+        supervised, whatever the labels say. `sample_ids` names the rows in errors.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=use_cache,
+            sample_ids=sample_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state  # (B, L, H)
+        if labels is not None:
+            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORED)
+        loss = None
+        vocabulary = self.lm_head.weight.shape[0]
+        if labels is not None and supervised_only:
+            wanted, targets = supervised_positions(labels)
+            logits = self._logits(hidden[:, :-1][wanted])  # (n, vocabulary)
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                shift_labels=targets,
+                vocab_size=vocabulary,
+                num_items_in_batch=num_items_in_batch,
+            )
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._logits(hidden[:, kept])
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=vocabulary, num_items_in_batch=num_items_in_batch
+                )
+        output = UnclippedCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+        return output if return_dict is not False else output.to_tuple()
