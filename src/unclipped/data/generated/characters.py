@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from unclipped.core.errors import UsageError
 from unclipped.data.generated.dice import Dice
-from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, spelled
-from unclipped.data.generated.lettering import Lettering, fit, letter
+from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, distinct, spelled
+from unclipped.data.generated.lettering import SMALLEST_FONT, Lettering, fit, letter
 from unclipped.data.generated.options import CharactersOptions
-from unclipped.data.generated.phrasing import ORDINALS, ask
+from unclipped.data.generated.phrasing import ORDINALS
 from unclipped.data.generated.scene import PALETTE, Item, Scene
 from unclipped.data.generated.vocabulary import Split
-
-SMALLEST_FONT = 7  # px; below it the letters of DejaVu run into each other
-MOST_TRIES = 1000
 
 # What an item is before it has a place: (kind "word"/"number", string, colour name)
 Plan = tuple[str, str, str]
@@ -33,10 +30,6 @@ class Characters(ImageGenerator):
         height, width = options.size
         self._halves = height < 2 * 1.6 * options.font_size[0]  # too low for an upper and a lower half
         self._check_room(height, width)
-
-    @property
-    def tasks(self) -> Mapping[str, float]:
-        return self.options.tasks
 
     def _check_room(self, height: int, width: int) -> None:
         options = self.options
@@ -59,13 +52,6 @@ class Characters(ImageGenerator):
 
     # -- content ------------------------------------------------------------------------------------------------------
 
-    def _string(self, dice: Dice, kind: str, taken: Sequence[str]) -> str:
-        for _ in range(MOST_TRIES):
-            text = self.vocabulary.word(dice) if kind == "word" else self.vocabulary.number(dice)
-            if text not in taken:
-                return text
-        raise UsageError("generated:characters: too few different strings for one image; widen word_length or digits")
-
     def _kinds(self, dice: Dice, count: int) -> list[str]:
         return [dice.pick(("word", "number")) for _ in range(count)]
 
@@ -73,7 +59,8 @@ class Characters(ImageGenerator):
         """Different strings of the given kinds, colours at random."""
         plans: list[Plan] = []
         for kind in kinds:
-            text = self._string(dice, kind, [plan[1] for plan in plans])
+            draw = self.vocabulary.word if kind == "word" else self.vocabulary.number
+            text = distinct(lambda draw=draw: draw(dice), [plan[1] for plan in plans], kind + "s")
             plans.append((kind, text, dice.pick(self.options.colours)))
         return plans
 
@@ -125,7 +112,7 @@ class Characters(ImageGenerator):
         places = dice.several(self._places(), len(plans))
         half_width, height = scene.width // 2, scene.height if self._halves else scene.height // 2
         for (kind, text, colour), where in zip(plans, places, strict=True):
-            fitted = fit(text, font, size, half_width - 1, height, SMALLEST_FONT)
+            fitted = fit(text, font, size, half_width - 1, height)
             ink, px = fitted if fitted is not None else (letter(text, font, SMALLEST_FONT), SMALLEST_FONT)
             x = place(dice, ink.width, half_width) + (scene.width - half_width if "right" in where else 0)
             y = place(dice, ink.height, height) + (scene.height - height if "bottom" in where else 0)
@@ -139,7 +126,7 @@ class Characters(ImageGenerator):
         return getattr(self, "_" + category)(dice)
 
     def _ask(self, dice: Dice, form: str, **fields: object) -> str:
-        return ask(dice, self.options.phrasing, "characters." + form, **fields)
+        return self.ask(dice, "characters." + form, **fields)
 
     def _read_number(self, dice: Dice) -> Draft:
         return self._read(dice, "number")

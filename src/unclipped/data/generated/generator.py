@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unclipped.core.config import FrozenConfig
+from unclipped.core.errors import UsageError
 from unclipped.core.registry import Registry
 from unclipped.data.generated.dice import Dice
+from unclipped.data.generated.lettering import SMALLEST_FONT, letter
 from unclipped.data.generated.options import GeneratedOptions
+from unclipped.data.generated.phrasing import ask
 from unclipped.data.generated.scene import Colour, Scene
 from unclipped.data.generated.vocabulary import Split, Vocabulary
 
@@ -34,13 +37,12 @@ class Draft:
 class Generator(ABC):
     """One kind of scene. A generator holds no state that drawing changes: drafts depend on the dice alone."""
 
+    tasks: Mapping[str, float]
+    """Category -> weight."""
+
     def __init__(self, options: FrozenConfig, split: Split) -> None:
         self.split: Split = split
-
-    @property
-    @abstractmethod
-    def tasks(self) -> Mapping[str, float]:
-        """Category -> weight."""
+        self.tasks = {str(task): float(weight) for task, weight in getattr(options, "tasks", {}).items()}
 
     @property
     def as_text(self) -> bool:
@@ -50,6 +52,15 @@ class Generator(ABC):
     @abstractmethod
     def draft(self, dice: Dice, category: str) -> Draft:
         """Draw a scene and a question of the category."""
+
+
+def distinct(draw: Callable[[], str], taken: Container[str], what: str) -> str:
+    """A string from `draw` that is not taken. Raises UsageError when a thousand draws find none."""
+    for _ in range(1000):
+        text = draw()
+        if text not in taken:
+            return text
+    raise UsageError(f"too few different {what} for one image; widen options.word_length or options.digits")
 
 
 class ImageGenerator(Generator):
@@ -80,6 +91,35 @@ class ImageGenerator(Generator):
             dice.between(options.background),
         )
         return Scene(height, width, background, options.noise, dice.below(2**48) if options.noise else 0)
+
+    def words(self, dice: Dice, count: int) -> list[str]:
+        """Different words of this split."""
+        words: list[str] = []
+        while len(words) < count:
+            words.append(distinct(lambda: self.vocabulary.word(dice), words, "words"))
+        return words
+
+    def numbers(self, dice: Dice, count: int) -> list[str]:
+        """Numbers of different value."""
+        numbers: list[str] = []
+        while len(numbers) < count:
+            numbers.append(distinct(lambda: self.vocabulary.number(dice), numbers, "numbers"))
+        return numbers
+
+    def common_font_size(self, texts: Sequence[str], font: str, size: int, width: int, height: int) -> int:
+        """The largest size up to `size` px in which every text fits width × height px. Raises UsageError if none."""
+        for px in range(size, SMALLEST_FONT - 1, -1):
+            inks = [letter(text, font, px) for text in texts]
+            if all(ink.width <= width and ink.height <= height for ink in inks):
+                return px
+        raise UsageError(
+            f"'{max(texts, key=len)}' has {width}×{height} px and does not fit there even at {SMALLEST_FONT} px type; "
+            "enlarge options.size, or lower word_length, digits or the number of things in an image"
+        )
+
+    def ask(self, dice: Dice, form: str, **fields: object) -> str:
+        """A question of this generator in the wanted phrasing."""
+        return ask(dice, self.options.phrasing, form, **fields)
 
 
 GENERATORS: Registry[type[Generator]] = Registry("generated task")

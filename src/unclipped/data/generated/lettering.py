@@ -26,6 +26,8 @@ FONT_FILES: dict[str, str] = {
     "serif-bold": "DejaVuSerif-Bold.ttf",
     "serif-italic": "DejaVuSerif-Italic.ttf",
 }
+SMALLEST_FONT = 7  # px; below it the letters of DejaVu run into each other
+
 # (mask, x, y) with the mask's top left corner relative to the ink box of the whole string
 Stamp = tuple[Image.Image, int, int]
 
@@ -88,9 +90,9 @@ def letter(text: str, font: str, size: int) -> Lettering:
     return Lettering(tuple((mask, x - x0, y - y0) for mask, x, y in placed), x1 - x0, y1 - y0, -y0)
 
 
-def fit(text: str, font: str, size: int, width: int, height: int, smallest: int = 7) -> tuple[Lettering, int] | None:
+def fit(text: str, font: str, size: int, width: int, height: int) -> tuple[Lettering, int] | None:
     """`text` in the largest size up to `size` px whose ink fits width × height px, and that size; None if none does."""
-    for px in range(size, smallest - 1, -1):
+    for px in range(size, SMALLEST_FONT - 1, -1):
         lettering = letter(text, font, px)
         if lettering.width <= width and lettering.height <= height:
             return lettering, px

@@ -145,7 +145,152 @@ class CharactersOptions(GeneratedOptions):
         return self
 
 
-OPTIONS: dict[str, type[FrozenConfig]] = {"characters": CharactersOptions}
+ShapesTask = Literal["count", "colour", "compare", "locate"]
+
+
+class ShapesOptions(GeneratedOptions):
+    """Circles, squares and triangles that do not touch. The dials of words, digits and fonts have no effect here."""
+
+    size: Size = (64, 64)
+    tasks: dict[ShapesTask, Weight] = equal_weights(ShapesTask)
+    """Weight of each category of question."""
+    count: Range = (1, 6)
+    """Shapes in an image, at most nine."""
+    shape_size: Range = (8, 20)
+    """Width and height of a shape, px. Shapes that find no room are drawn smaller."""
+
+    @model_validator(mode="after")
+    def _room(self) -> ShapesOptions:
+        self._within("count", 1, MOST_ITEMS)
+        self._within("shape_size", 5, min(self.size) // 2)
+        if self.tasks.get("compare", 0) > 0 and self.shape_size[1] < 1.6 * self.shape_size[0] + 1:
+            raise ValueError(
+                f"shape_size: to compare, the largest must be 1.6 times the smallest, found {list(self.shape_size)}"
+            )
+        if self.tasks.get("compare", 0) > 0 and self.count[1] < 2:
+            raise ValueError(f"count: to compare, two shapes are needed, found at most {self.count[1]}")
+        return self
+
+
+class DocumentOptions(GeneratedOptions):
+    """Defaults of the generators that look like documents: plain nouns, small type."""
+
+    words: Literal["syllables", "english"] = "english"
+    word_length: Range = (3, 6)
+    font_size: Range = (9, 12)
+
+
+ReceiptsTask = Literal["read_number", "read_text", "read_kth", "count", "compare"]
+
+
+class ReceiptsOptions(DocumentOptions):
+    """A shop's name, a date, lines of goods with prices, and their total."""
+
+    size: Size = (112, 112)
+    tasks: dict[ReceiptsTask, Weight] = equal_weights(ReceiptsTask)
+    """Weight of each category of question."""
+    fonts: tuple[FontName, ...] = Field(("mono", "sans"), min_length=1)
+    items: Range = (2, 5)
+    """Lines of goods."""
+    digits: Range = (1, 2)
+    """Digits of a price before the point; two digits stand behind it."""
+
+    @model_validator(mode="after")
+    def _room(self) -> ReceiptsOptions:
+        self._within("items", 2, MOST_ITEMS)
+        self._within("digits", 1, 4)
+        return self
+
+
+TablesTask = Literal["read_number", "read_text", "read_kth", "count", "compare", "locate"]
+
+
+class TablesOptions(DocumentOptions):
+    """Rows and columns with titles; a column holds numbers or words, the first column numbers."""
+
+    size: Size = (96, 160)
+    tasks: dict[TablesTask, Weight] = equal_weights(TablesTask)
+    """Weight of each category of question."""
+    rows: Range = (2, 5)
+    """Rows below the titles."""
+    columns: Range = (2, 3)
+    """Columns beside the row titles."""
+
+    @model_validator(mode="after")
+    def _room(self) -> TablesOptions:
+        self._within("rows", 2, MOST_ITEMS)
+        self._within("columns", 2, MOST_ITEMS)
+        return self
+
+
+ChartsTask = Literal["read_number", "count", "colour", "compare"]
+ChartKind = Literal["bar", "line", "pie"]
+
+
+class ChartsOptions(DocumentOptions):
+    """Bar, line and pie charts of named values."""
+
+    size: Size = (112, 160)
+    tasks: dict[ChartsTask, Weight] = equal_weights(ChartsTask)
+    """Weight of each category of question."""
+    font_size: Range = (9, 11)
+    kinds: tuple[ChartKind, ...] = Field(("bar", "line", "pie"), min_length=1)
+    """Kinds of chart, equally likely."""
+    bars: Range = (3, 5)
+    """Bars, points or slices in a chart."""
+    value_labels: bool = True
+    """Values stand beside their bars. Without them bars and lines are read against an axis, to about one pixel (score
+    those with relaxed accuracy); slices always carry their value."""
+
+    @model_validator(mode="after")
+    def _room(self) -> ChartsOptions:
+        self._within("bars", 2, 6)
+        self._within("digits", 1, 4)
+        if self.bars[1] > len(self.colours):
+            raise ValueError(f"bars: {self.bars[1]} bars need as many colours, found {len(self.colours)}")
+        return self
+
+
+class MajorityOptions(FrozenConfig):
+    """Text only: class words and dots in a row; the answer is the most frequent word, and one alone is that.
+
+    The class words are a closed set of labels, the same in every split; a stable hash of the whole row decides which
+    split may hold it.
+    """
+
+    classes: tuple[str, ...] = Field(
+        ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"), min_length=2
+    )
+    """Class words."""
+    length: int = Field(16, ge=4, le=1024)
+    """Places in the row."""
+    winner: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.3, 0.9)
+    """Range of the winner's share of the words."""
+    dots: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.6)
+    """Range of the share of dots among the places."""
+    prefix: str = "photo:"
+    """What stands before the row."""
+    question: str = ""
+    """What stands behind the row, after a semicolon; nothing when empty."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MajorityOptions:
+        if len(set(self.classes)) < len(self.classes) or "." in self.classes:
+            raise ValueError(f"classes: expected different words other than a dot, found {list(self.classes)}")
+        for name, (low, high) in {"winner": self.winner, "dots": self.dots}.items():
+            if low > high:
+                raise ValueError(f"{name}: expected [low, high], found {[low, high]}; swap the two")
+        return self
+
+
+OPTIONS: dict[str, type[FrozenConfig]] = {
+    "characters": CharactersOptions,
+    "shapes": ShapesOptions,
+    "receipts": ReceiptsOptions,
+    "tables": TablesOptions,
+    "charts": ChartsOptions,
+    "majority": MajorityOptions,
+}
 
 
 def parse_options(name: str, options: Mapping[str, Any] | FrozenConfig) -> FrozenConfig:

@@ -80,6 +80,95 @@ PHRASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "where is {string}?",
         ('Where is "{string}"?', 'In which part of the image is "{string}"?', 'Where does "{string}" stand?'),
     ),
+    "shapes.count": (
+        "how many?",
+        ("How many shapes are there?", "Count the shapes in the image.", "What is the number of shapes?"),
+    ),
+    "shapes.count_of": (
+        "how many {what}?",
+        ("How many {what} are there?", "Count the {what}.", "What is the number of {what}?"),
+    ),
+    "shapes.colour": ("colour?", ("What colour is the shape?", "Name the colour of the shape.")),
+    "shapes.colour_of": (
+        "colour of the {shape}?",
+        ("What colour is the {shape}?", "Name the colour of the {shape}.", "In which colour is the {shape} drawn?"),
+    ),
+    "shapes.largest": (
+        "largest?",
+        ("Which shape is the largest?", "Name the biggest shape and its colour.", "What is the largest shape?"),
+    ),
+    "shapes.smallest": (
+        "smallest?",
+        ("Which shape is the smallest?", "Name the tiniest shape and its colour.", "What is the smallest shape?"),
+    ),
+    "shapes.where": (
+        "where is the {shape}?",
+        ("In which part of the image is the {shape}?", "Where is the {shape}?", "Where do you see the {shape}?"),
+    ),
+    "receipts.price": (
+        "price of {name}?",
+        ("What does the {name} cost?", "How much is the {name}?", "Read the price of the {name}."),
+    ),
+    "receipts.total": ("total?", ("What is the total?", "How much was paid in all?", "Read the total of the receipt.")),
+    "receipts.shop": ("shop?", ("What is the name of the shop?", "Which shop is this receipt from?")),
+    "receipts.date": ("date?", ("What is the date on the receipt?", "On which date was this bought?")),
+    "receipts.item_at": ("what costs {price}?", ("Which item costs {price}?", "What was bought for {price}?")),
+    "receipts.kth": (
+        "item {k}?",
+        (
+            "What is the {kth} item on the receipt?",
+            "Name the {kth} item.",
+            "Which item stands on the {kth} line of goods?",
+        ),
+    ),
+    "receipts.count": ("how many items?", ("How many items were bought?", "Count the lines of goods on the receipt.")),
+    "receipts.dearest": ("dearest?", ("Which item costs the most?", "What is the most expensive item?")),
+    "receipts.cheapest": ("cheapest?", ("Which item costs the least?", "What is the cheapest item?")),
+    "tables.cell": (
+        "{row} {column}?",
+        (
+            "What is the {column} of {row}?",
+            "What stands in row {row}, column {column}?",
+            "Read the cell of row {row} under {column}.",
+        ),
+    ),
+    "tables.kth": (
+        "{column} {k}?",
+        ("What is the {kth} entry under {column}?", "Read the {kth} cell of column {column}."),
+    ),
+    "tables.rows": (
+        "how many rows?",
+        ("How many rows are there below the titles?", "Count the rows, titles left out."),
+    ),
+    "tables.columns": (
+        "how many columns?",
+        ("How many columns are there beside the row names?", "Count the columns, row names left out."),
+    ),
+    "tables.largest": (
+        "largest {column}?",
+        ("Which row has the largest {column}?", "In which row is {column} highest?"),
+    ),
+    "tables.smallest": (
+        "smallest {column}?",
+        ("Which row has the smallest {column}?", "In which row is {column} lowest?"),
+    ),
+    "tables.row_of": ("row of {value}?", ("In which row is {value}?", "Which row holds {value}?")),
+    "tables.column_of": ("column of {value}?", ("In which column is {value}?", "Which column holds {value}?")),
+    "charts.value": (
+        "{name}?",
+        ("What is the value of {name}?", "How much is {name}?", "Read the value of {name} from the chart."),
+    ),
+    "charts.count": (
+        "how many {what}s?",
+        ("How many {what}s does the chart have?", "Count the {what}s.", "How many {what}s are there?"),
+    ),
+    "charts.colour_of": (
+        "colour of {name}?",
+        ("What colour is {name}?", "Which colour stands for {name}?", "Name the colour of {name}."),
+    ),
+    "charts.line_colour": ("colour of the line?", ("What colour is the line?", "In which colour is the line drawn?")),
+    "charts.highest": ("largest?", ("Which one is the largest?", "What has the highest value?")),
+    "charts.lowest": ("smallest?", ("Which one is the smallest?", "What has the lowest value?")),
 }
 
 

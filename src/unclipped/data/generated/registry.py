@@ -7,7 +7,14 @@ from typing import Any, cast
 
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError, nearest
-from unclipped.data.generated import characters  # noqa: F401  (importing a generator registers it)
+from unclipped.data.generated import (  # noqa: F401  (importing a generator registers it)
+    characters,
+    charts,
+    majority,
+    receipts,
+    shapes,
+    tables,
+)
 from unclipped.data.generated.generator import GENERATORS
 from unclipped.data.generated.options import parse_options
 from unclipped.data.generated.source import GeneratedSource

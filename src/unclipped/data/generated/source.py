@@ -50,7 +50,7 @@ class GeneratedSource:
         images: tuple[ImagePart, ...] = ()
         question = draft.question
         if draft.scene is None or self.generator.as_text:
-            question = f"{draft.transcript}; {question}"
+            question = f"{draft.transcript}; {question}" if question else draft.transcript
         else:
             images = (ImagePart(draft.scene.paint(), name=identity),)
         return Sample.qa(

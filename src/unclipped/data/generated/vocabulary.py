@@ -67,6 +67,13 @@ def _number_parts() -> dict[str, Split]:
     return splits
 
 
+def split_of_whole(text: str) -> Split:
+    """The split of something that is held out as a whole, such as a row of class words."""
+    point = _hash("whole " + text)
+    test, val = WORD_SHARES["test"], WORD_SHARES["val"]
+    return "test" if point < test else "val" if point < test + val else "train"
+
+
 _DECREED = {part for label in LABELS for part in parts_of(label)}
 _PART_SPLIT: dict[str, Split] = _number_parts()
 
