@@ -45,6 +45,7 @@ def test_json_round_trip() -> None:
         ({"fixed_height": 64, "max_tokens": 3}, "more rows of tokens"),
         ({"fixed_height": 32, "native_variant": "siglip2"}, "area only"),
         ({"mean": (0.5, 0.4)}, "mean needs 3 numbers"),
+        ({"mean": None}, "mean"),
         ({"std": 0}, "std must be positive"),
         ({"background": (0, 0, 256)}, "0..255"),
         ({"patchsize": 16}, "patchsize"),

@@ -110,7 +110,9 @@ def test_fields_are_attributes_and_options(processor: UnclippedImageProcessor, t
         ({"max_tokens": "many"}, "max_tokens: "),
         ({"rule": "sqash"}, "rule: "),
         ({"rule": "squash"}, "needs a size"),
-        ({"merge": {"rows": 2}}, "lists of them"),
+        ({"merge": {"rows": 2}}, "merge: "),
+        ({"mean": [[0.5], 0.5]}, "mean"),
+        ({"std": "wide"}, "std: "),
     ],
 )
 def test_wrong_options(fields: dict[str, Any], part: str, processor: UnclippedImageProcessor) -> None:

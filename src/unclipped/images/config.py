@@ -65,8 +65,10 @@ class ImageRule(FrozenConfig):
         if channels in (1, 3):
             for name in ("mean", "std"):
                 value = data.get(name, 0.5)
-                values = (value,) if isinstance(value, (int, float)) else tuple(value)
-                data[name] = values[:1] * channels if len(set(values)) == 1 else values
+                if isinstance(value, (int, float)):
+                    data[name] = (value,) * channels
+                elif isinstance(value, (list, tuple)) and value and all(part == value[0] for part in value):
+                    data[name] = tuple(value[:1]) * channels
         return data
 
     @field_validator("patch_size", "merge", "size")

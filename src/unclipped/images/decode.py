@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -80,7 +81,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
     """The image of a path or of bytes with only its header read; the file is closed at the end."""
     if isinstance(source, bytes):
-        stream: io.BufferedIOBase = io.BytesIO(source)
+        stream: IO[bytes] = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
         stream = _open_file(source, name)
     else:
@@ -95,7 +96,8 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
                 image = Image.open(stream)
         except UnidentifiedImageError:
             raise ImageError(
-                f"{name}: not an image of a known format (it starts with {start!r}); replace it by a PNG or JPEG"
+                f"{name}: not an image of a known format, or cut off in its header (it starts with {start!r}); "
+                "replace it by a PNG or JPEG"
             ) from None
         except Exception as error:  # format plugins raise of every kind on a broken header
             raise ImageError(
@@ -104,7 +106,7 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
         yield image
 
 
-def _open_file(path: str | Path, name: str) -> io.BufferedIOBase:
+def _open_file(path: str | Path, name: str) -> IO[bytes]:
     try:
         return open(path, "rb")
     except FileNotFoundError:

@@ -9,14 +9,14 @@ is not entered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from unclipped.core.errors import ImageError, UsageError, nearest
@@ -34,7 +34,7 @@ class UnclippedImagesKwargs(ImagesKwargs, total=False):
     """The fields of `ImageRule`, as options of one call; see there for meaning and units."""
 
     rule: str
-    size: int | list[int] | tuple[int, ...] | None
+    size: int | list[int] | tuple[int, ...] | None  # type: ignore[misc]
     patch_size: int | list[int] | tuple[int, ...]
     merge: int | list[int] | tuple[int, ...]
     min_tokens: int
@@ -45,7 +45,7 @@ class UnclippedImagesKwargs(ImagesKwargs, total=False):
     mean: float | list[float] | tuple[float, ...]
     std: float | list[float] | tuple[float, ...]
     channels: int
-    resample: str
+    resample: str  # type: ignore[misc]
     background: list[int] | tuple[int, ...]
     max_pixels: int
     max_side: int
@@ -114,7 +114,7 @@ class UnclippedImageProcessor(BaseImageProcessor):
             return BatchFeature({"pixel_values": pixel_values.numpy(), "image_grid_thw": grid_thw.numpy()})
         raise UsageError(f"return_tensors='{return_tensors}': expected 'pt' or 'np'")
 
-    preprocess = __call__
+    preprocess = __call__  # type: ignore[assignment]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Load the paths in a (nested) list by our own rules; a URL goes the way of the base class."""
@@ -160,20 +160,12 @@ def _flat(images: Any) -> Iterator[ImageSource]:
 
 def _changed(rule: ImageRule | None, fields: dict[str, Any]) -> ImageRule:
     """`rule` (or the default) with some fields replaced, validated whole. Raises UsageError."""
-    try:
-        return _changed_cached(rule, tuple(sorted((name, _frozen(value)) for name, value in fields.items())))
-    except TypeError:
-        raise UsageError(f"image rule: values must be numbers, strings or lists of them; found {fields}") from None
-
-
-@lru_cache(maxsize=256)
-def _changed_cached(rule: ImageRule | None, fields: tuple[tuple[str, Any], ...]) -> ImageRule:
-    unknown = [name for name, _ in fields if name not in _FIELDS]
+    unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
         raise UsageError(f"unknown image option '{unknown[0]}'; {nearest(unknown[0], _FIELDS)}")
     given = rule.model_dump(exclude_unset=True) if rule is not None else {}
     try:
-        return ImageRule(**{**given, **dict(fields)})
+        return ImageRule(**{**given, **fields})
     except ValidationError as error:
         raise UsageError("image rule: " + "; ".join(_messages(error))) from None
 
@@ -183,7 +175,3 @@ def _messages(error: ValidationError) -> Iterable[str]:
         field = ".".join(str(part) for part in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
         yield f"{field}: {message} (found {detail['input']!r})" if field else message
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
