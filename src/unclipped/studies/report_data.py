@@ -112,7 +112,7 @@ def formatted_interval(row: Row) -> str:
     """The interval of a row, the unit once: `96.4 – 99.2 %` (with no-break spaces)."""
     metric = metric_of(row)
     low, high = (formatted(metric, row[bound]) for bound in ("low", "high"))
-    return low.removesuffix("\N{NO-BREAK SPACE}%") + "\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}" + high
+    return low.removesuffix("\N{NO-BREAK SPACE}%") + "\N{NO-BREAK SPACE}–\N{WORD JOINER}\N{NO-BREAK SPACE}" + high
 
 
 def clock(seconds: float) -> str:
