@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.registry import Registry
@@ -39,7 +39,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         *,
         feature_layers: Sequence[int] | None = None,
         mean: Sequence[float] | None = None,
@@ -74,12 +74,12 @@ class VisionEncoder(nn.Module):
         """Set, in place, what feature extraction asks of a configuration: no masking, no pooling head."""
 
     @classmethod
-    def build_model(cls, config: Any) -> nn.Module:
+    def build_model(cls, config: Any) -> PreTrainedModel:
         """A freshly initialised model of the family, in torch's default data type."""
         return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **cls.build_arguments)
 
     @classmethod
-    def prepare(cls, model: nn.Module) -> nn.Module:
+    def prepare(cls, model: PreTrainedModel) -> PreTrainedModel:
         """Adapt a built or loaded model: nothing stays trainable that no output uses."""
         return model
 
@@ -116,10 +116,10 @@ class VisionEncoder(nn.Module):
                 f"found {tuple(pixel_values.shape)}; prepare images with this encoder's patch size"
             )
         frames = frames_of(image_grid_thw, pixel_values.shape[0])
-        weight = next(self.model.parameters())
+        dtype = self.model.dtype
         if not frames:
-            return pixel_values.new_zeros((0, self.spec.hidden_size), dtype=weight.dtype)
-        return encode_in_groups(pixel_values.to(weight.dtype), frames, self.group_key, self._encode)
+            return pixel_values.new_zeros((0, self.spec.hidden_size), dtype=dtype)
+        return encode_in_groups(pixel_values.to(dtype), frames, self.group_key, self._encode)
 
     def _encode(self, patches: Tensor, grids: list[Grid]) -> Tensor:
         output = self.run(patches, grids, self.feature_layers is not None)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unclipped.core.errors import UsageError
 from unclipped.encoders.base import ENCODERS, HALF, VisionEncoder, pair
@@ -33,7 +34,7 @@ class PlaneEncoder(VisionEncoder):
         check_square_table(config)
 
     @classmethod
-    def prepare(cls, model: nn.Module) -> nn.Module:
+    def prepare(cls, model: PreTrainedModel) -> PreTrainedModel:
         for name in cls.untrained:
             keep_as_buffer(model, name)
         return model
@@ -146,7 +147,7 @@ class ViTMAEEncoder(PlaneEncoder):
         config.mask_ratio = 0.0
 
     @classmethod
-    def build_model(cls, config: Any) -> nn.Module:
+    def build_model(cls, config: Any) -> PreTrainedModel:
         return initialise_vit_mae(super().build_model(config))
 
     @classmethod

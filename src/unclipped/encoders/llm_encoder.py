@@ -192,7 +192,7 @@ class LLMEncoder(VisionEncoder):
     default_mean, default_std = HALF, HALF
 
     @classmethod
-    def build_model(cls, config: Any) -> nn.Module:
+    def build_model(cls, config: Any) -> PreTrainedModel:
         register_llm_encoder()
         return super().build_model(config)
 

@@ -8,12 +8,15 @@ values here are those of the MAE paper (arXiv 2111.06377).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from unclipped.core.errors import UsageError
 
 TOKEN_STD = 0.02
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def sine_cosine_table(height: int, width: int, dimension: int) -> Tensor:
@@ -37,7 +40,7 @@ def sine_cosine_table(height: int, width: int, dimension: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialise_vit_mae(model: nn.Module) -> nn.Module:
+def initialise_vit_mae(model: ModelT) -> ModelT:
     """Give a fresh ViTMAEModel or ViTMAEForPreTraining its positions, patch embedding and tokens, in place."""
     encoder = getattr(model, "vit", model)
     embeddings = encoder.embeddings
