@@ -44,6 +44,7 @@ def test_json_round_trip() -> None:
         ({"fixed_height": 30}, "no multiple of the block height 16"),
         ({"fixed_height": 64, "max_tokens": 3}, "more rows of tokens"),
         ({"fixed_height": 32, "native_variant": "siglip2"}, "area only"),
+        ({"native_variant": "siglip2", "min_tokens": 2}, "always fills the budget"),
         ({"mean": (0.5, 0.4)}, "mean needs 3 numbers"),
         ({"mean": None}, "mean"),
         ({"std": 0}, "std must be positive"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
@@ -66,7 +67,7 @@ def test_forms_of_input(processor: UnclippedImageProcessor) -> None:
         {"patch_size": (32, 8), "merge": (1, 2), "fixed_height": 32, "channels": 1, "max_tokens": 99},
         {"rule": "crop", "size": 224, "shorter_side": 256, "patch_size": 14, "mean": (0.1, 0.2, 0.3)},
         {"rule": "pad", "size": (64, 32), "background": (1, 2, 3), "resample": "bilinear", "max_pixels": 10_000},
-        {"native_variant": "siglip2", "min_tokens": 2},
+        {"native_variant": "qwen2_vl", "min_tokens": 2},
     ],
 )
 def test_saved_and_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
@@ -134,6 +135,11 @@ def test_bad_images_are_named(processor: UnclippedImageProcessor, tmp_path: Path
         processor(noise(8, 8), max_pixels=63)
     with pytest.raises(UsageError, match="expected 'pt' or 'np'"):
         processor(noise(8, 8), return_tensors="tf")
+
+
+def test_options_pass_the_type_check_of_a_composite_processor() -> None:
+    options = {"max_tokens": 4, "size": [32, 32], "resample": "bilinear", "patch_size": (8, 4), "mean": 0.5}
+    validate_typed_dict(UnclippedImageProcessor.valid_kwargs, options)
 
 
 def test_paths_are_fetched_by_our_rules(tmp_path: Path) -> None:

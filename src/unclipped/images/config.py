@@ -117,6 +117,8 @@ class ImageRule(FrozenConfig):
             raise ValueError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
         if self.native_variant == "qwen2_vl" and self.block[0] != self.block[1]:
             raise ValueError(f"native_variant qwen2_vl needs square blocks; patch_size * merge is {self.block} px")
+        if self.native_variant == "siglip2" and self.min_tokens > 1:
+            raise ValueError("native_variant siglip2 has no min_tokens: it always fills the budget; leave it out")
         if self.fixed_height is not None:
             if self.native_variant != "area":
                 raise ValueError("fixed_height goes with native_variant area only")
