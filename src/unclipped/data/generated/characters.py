@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unclipped.core.errors import UsageError
 from unclipped.data.generated.dice import Dice
 from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, distinct, spelled
-from unclipped.data.generated.lettering import SMALLEST_FONT, Lettering, fit, letter
+from unclipped.data.generated.lettering import SMALLEST_FONT, fit, letter
 from unclipped.data.generated.options import CharactersOptions
 from unclipped.data.generated.phrasing import ORDINALS
 from unclipped.data.generated.scene import PALETTE, Item, Scene
@@ -32,23 +31,14 @@ class Characters(ImageGenerator):
         self._check_room(height, width)
 
     def _check_room(self, height: int, width: int) -> None:
-        options = self.options
-        # The widest string stands on every place: what fits then always fits.
-        widest = max("m" * options.word_length[1], "8" * options.digits[1], key=lambda s: self._narrowest(s).width)
-        ink = self._narrowest(widest)
-        items = max(self._most_items, 2 if options.tasks.get("compare", 0) > 0 and self._most_lines == 1 else 1)
-        needed_width = items * ink.width + (items - 1) * _gap(SMALLEST_FONT)
-        needed_height = self._most_lines * _line_height(SMALLEST_FONT)
-        if options.tasks.get("locate", 0) > 0:
-            needed_width = max(needed_width, 2 * ink.width)
-        if needed_width > width or needed_height > height:
-            raise UsageError(
-                f"generated:characters: the largest scene needs {needed_height}×{needed_width} px even in the smallest "
-                f"font, options.size is {height}×{width}; enlarge size, or lower lines, items, word_length or digits"
-            )
-
-    def _narrowest(self, text: str) -> Lettering:
-        return max((letter(text, font, SMALLEST_FONT) for font in self.options.fonts), key=lambda ink: ink.width)
+        """What fits in the smallest type always fits: `require_room` is given the widest strings on every place."""
+        tasks, widest = self.options.tasks, self.vocabulary.widest()
+        items = max(self._most_items, 2 if tasks.get("compare", 0) > 0 and self._most_lines == 1 else 1)
+        gaps = (items - 1) * _gap(SMALLEST_FONT)
+        leading = (self._most_lines - 1) * _leading(SMALLEST_FONT)
+        self.require_room("an item", widest, (width - gaps) // items, (height - leading) // self._most_lines)
+        if tasks.get("locate", 0) > 0:
+            self.require_room("an item in its part", widest, width // 2 - 1, height if self._halves else height // 2)
 
     # -- content ------------------------------------------------------------------------------------------------------
 
@@ -245,10 +235,6 @@ def _gap(size: int) -> int:
 
 def _leading(size: int) -> int:
     return max(1, size // 4)
-
-
-def _line_height(size: int) -> int:
-    return letter("bdpq8", "serif-bold", size).height + _leading(size)
 
 
 def _draft(

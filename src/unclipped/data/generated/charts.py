@@ -8,13 +8,16 @@ from itertools import pairwise
 from unclipped.core.errors import UsageError
 from unclipped.data.generated.dice import Dice
 from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, spelled
-from unclipped.data.generated.lettering import letter
+from unclipped.data.generated.lettering import SMALLEST_FONT, letter
 from unclipped.data.generated.options import ChartsOptions
 from unclipped.data.generated.scene import FAINT, INK, PALETTE, Scene
 from unclipped.data.generated.stencils import figure, on_circle, path, slice_of
+from unclipped.data.generated.vocabulary import Split
 
 SMALLEST_SLICE = 10  # of 100: a slice's value finds room beside it
 MOST_TRIES = 20_000
+NAME_GAP = 4  # px between the names of two bars
+LEGEND_MARK = 14  # px of a legend's width that its swatch takes
 PARTS = {"bar": "bar", "line": "point", "pie": "slice"}
 
 
@@ -33,6 +36,32 @@ class Charts(ImageGenerator):
     """Charts drawn from rectangles, lines and slices, on a plain background."""
 
     options: ChartsOptions
+
+    def __init__(self, options: ChartsOptions, split: Split) -> None:
+        super().__init__(options, split)
+        height, width = options.size
+        widest = self.vocabulary.widest()
+        if set(options.kinds) & {"bar", "line"}:
+            pitch = (width - self._axis_width("sans") - 2) // options.bars[1]
+            self.require_room("a name below the axis", widest, pitch - NAME_GAP, height // 4)
+            if height < 56:
+                raise UsageError(f"options.size: a chart must be at least 56 px high, found {height}; enlarge it")
+        if "pie" in options.kinds:
+            if width - height < 30 or height < 64:
+                raise UsageError(
+                    f"options.size {height}×{width}: a pie must be at least 64 px high, and 30 px wider than high for "
+                    "its legend; enlarge size or leave pie out of kinds"
+                )
+            line = height // options.bars[1]
+            self.require_room("a name in the legend", widest, width - height - LEGEND_MARK, line - 1)
+
+    def _ticks(self) -> list[int]:
+        """Numbers on the axis: fifths of the highest value; none where values stand beside their bars."""
+        return [] if self.options.value_labels else [10 ** self.options.digits[1] * k // 5 for k in range(6)]
+
+    def _axis_width(self, font: str) -> int:
+        """Px at the left for the numbers on the axis."""
+        return 3 + max((letter(str(tick), font, SMALLEST_FONT).width + 3 for tick in self._ticks()), default=0)
 
     def draft(self, dice: Dice, category: str) -> Draft:
         chart = self._chart(dice)
@@ -85,25 +114,24 @@ class Charts(ImageGenerator):
         """Bars or points above a base line; names below it, values above the bars or numbers on the axis."""
         options = self.options
         top_value = 10 ** options.digits[1]
-        ticks = [] if options.value_labels else [top_value * k // 5 for k in range(6)]
-        left = 3 + max((letter(str(tick), font, 7).width + 3 for tick in ticks), default=0)
+        ticks, left = self._ticks(), self._axis_width("sans")
         pitch = (scene.width - left - 2) // len(chart.names)
-        size = self.common_font_size([*chart.names, *chart.values], font, size, pitch - 2, scene.height // 4)
-        pitch -= dice.below(max(1, min(pitch // 4, pitch - 2 - self._widest(chart, font, size))))
+        size = self.common_font_size([*chart.names, *chart.values], font, size, pitch - NAME_GAP, scene.height // 4)
+        pitch -= dice.below(max(1, min(pitch // 4, pitch - NAME_GAP - self._widest(chart, font, size))))
         left += dice.below(scene.width - left - 1 - pitch * len(chart.names))
         names_height = size + 3
         base = scene.height - names_height - 1 - dice.below(4)
-        room = base - (size + 4 if options.value_labels else 5)  # px between the base line and the highest value
-        if room < 20:
-            raise UsageError(f"generated:charts: {scene.height} px are too low for a chart; enlarge options.size")
+        # A line's labels stand below its low points: the zero is lifted to make room for them.
+        lift = size + 4 if chart.kind == "line" and options.value_labels else 0
+        room = base - lift - (size + 4 if options.value_labels else 5)  # px between zero and the highest value
         right = left + pitch * len(chart.names)
         for tick in ticks:
             y = base - round(room * tick / top_value)
-            ink = letter(str(tick), font, 7)
+            ink = letter(str(tick), "sans", SMALLEST_FONT)
             scene.fill("rule", (left, y, right, y + 1), FAINT)
             scene.write(ink, left - 3 - ink.width, max(0, y - ink.height // 2), INK, str(tick), role="tick")
         scene.fill("rule", (left, base, right, base + 1), INK)
-        tops = [base - max(1, round(room * int(value) / top_value)) for value in chart.values]
+        tops = [base - lift - max(1, round(room * int(value) / top_value)) for value in chart.values]
         centres = [left + pitch * k + pitch // 2 for k in range(len(chart.names))]
         if chart.kind == "bar":
             thickness = max(4, int(pitch * (0.5 + 0.3 * dice.random())))
@@ -144,12 +172,7 @@ class Charts(ImageGenerator):
         """A pie with its values around it and a legend of names at its right."""
         legend_line = min(size + 6, scene.height // len(chart.names))
         legend_width = scene.width - scene.height
-        if legend_width < 30:
-            raise UsageError(
-                f"generated:charts: a pie needs an image 30 px wider than high for its legend, options.size is "
-                f"{list(self.options.size)}; widen it or leave pie out of kinds"
-            )
-        size = self.common_font_size(chart.names, font, size, legend_width - 14, legend_line - 1)
+        size = self.common_font_size(chart.names, font, size, legend_width - LEGEND_MARK, legend_line - 1)
         value_size = self.common_font_size(chart.values, font, size, scene.height // 4, scene.height // 4)
         border = letter("88", font, value_size).width + 3  # px around the pie that hold the values
         diameter = scene.height - 2 * border - dice.below(scene.height // 12)

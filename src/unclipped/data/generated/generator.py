@@ -106,16 +106,26 @@ class ImageGenerator(Generator):
             numbers.append(distinct(lambda: self.vocabulary.number(dice), numbers, "numbers"))
         return numbers
 
+    def require_room(self, what: str, texts: Sequence[str], width: int, height: int) -> None:
+        """Raise UsageError unless each text, in every font at the smallest size, fits width × height px."""
+        for font in self.options.fonts:
+            for text in texts:
+                ink = letter(text, font, SMALLEST_FONT)
+                if ink.width > width or ink.height > height:
+                    rows, columns = self.options.size
+                    raise UsageError(
+                        f"options.size {rows}×{columns} leaves {max(0, height)}×{max(0, width)} px for {what}, but "
+                        f"'{text}' needs {ink.height}×{ink.width} in the smallest type; enlarge size, or lower "
+                        "word_length, digits or the number of things in an image"
+                    )
+
     def common_font_size(self, texts: Sequence[str], font: str, size: int, width: int, height: int) -> int:
-        """The largest size up to `size` px in which every text fits width × height px. Raises UsageError if none."""
-        for px in range(size, SMALLEST_FONT - 1, -1):
+        """The largest size up to `size` px in which every text fits width × height px; the smallest if none does."""
+        for px in range(size, SMALLEST_FONT, -1):
             inks = [letter(text, font, px) for text in texts]
             if all(ink.width <= width and ink.height <= height for ink in inks):
                 return px
-        raise UsageError(
-            f"'{max(texts, key=len)}' has {width}×{height} px and does not fit there even at {SMALLEST_FONT} px type; "
-            "enlarge options.size, or lower word_length, digits or the number of things in an image"
-        )
+        return SMALLEST_FONT
 
     def ask(self, dice: Dice, form: str, **fields: object) -> str:
         """A question of this generator in the wanted phrasing."""

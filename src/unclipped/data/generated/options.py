@@ -230,7 +230,8 @@ ChartKind = Literal["bar", "line", "pie"]
 class ChartsOptions(DocumentOptions):
     """Bar, line and pie charts of named values."""
 
-    size: Size = (112, 160)
+    size: Size = (112, 176)
+    word_length: Range = (3, 5)
     tasks: dict[ChartsTask, Weight] = equal_weights(ChartsTask)
     """Weight of each category of question."""
     font_size: Range = (9, 11)

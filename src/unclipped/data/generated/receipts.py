@@ -12,9 +12,10 @@ from unclipped.data.generated.lettering import letter
 from unclipped.data.generated.options import ReceiptsOptions
 from unclipped.data.generated.phrasing import ORDINALS
 from unclipped.data.generated.scene import INK, Scene
-from unclipped.data.generated.vocabulary import split_of
+from unclipped.data.generated.vocabulary import Split, split_of
 
 MOST_TRIES = 1000
+MARGIN = 4  # px at the left and right
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,13 @@ class Receipts(ImageGenerator):
     """Receipts on a plain background: shop, date, goods, total, from top to bottom."""
 
     options: ReceiptsOptions
+
+    def __init__(self, options: ReceiptsOptions, split: Split) -> None:
+        super().__init__(options, split)
+        height, width = options.size
+        price = "8" * (options.digits[1] + 1) + ".88"  # the total may be a digit longer than a price
+        pairs = [f"{word}  {price}" for word in (*self.vocabulary.widest(), "total")]
+        self.require_room("a line", [*pairs, "88-88-88"], width - 2 * MARGIN, height // (options.items[1] + 3) - 2)
 
     def draft(self, dice: Dice, category: str) -> Draft:
         receipt = self._receipt(dice)
@@ -86,7 +94,7 @@ class Receipts(ImageGenerator):
         left_texts = [*receipt.names, "total"]
         right_texts = [*receipt.prices, receipt.total]
         size = dice.between(self.options.font_size)
-        width = scene.width - 8
+        width = scene.width - 2 * MARGIN
         line_height = scene.height // lines
         size = self.common_font_size([receipt.shop, receipt.date], font, size, width, line_height - 2)
         pairs = [f"{left}  {right}" for left, right in zip(left_texts, right_texts, strict=True)]

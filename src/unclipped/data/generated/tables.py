@@ -12,6 +12,7 @@ from unclipped.data.generated.lettering import letter
 from unclipped.data.generated.options import TablesOptions
 from unclipped.data.generated.phrasing import ORDINALS
 from unclipped.data.generated.scene import FAINT, INK, Scene
+from unclipped.data.generated.vocabulary import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Table:
         return [column for column, found in enumerate(self.kinds) if found == kind]
 
 
+CELL_MARGIN = 4  # px of a cell's width and height that its text leaves free
+
 Question = tuple[str, str, tuple[str, ...]]  # question, answer, strings read
 
 
@@ -36,6 +39,16 @@ class Tables(ImageGenerator):
     """Tables on a plain background, with a grid, a rule under the titles, or no rules at all."""
 
     options: TablesOptions
+
+    def __init__(self, options: TablesOptions, split: Split) -> None:
+        super().__init__(options, split)
+        cell_width, cell_height = self._cell_size(options.rows[1] + 1, options.columns[1] + 1)
+        self.require_room("a cell", self.vocabulary.widest(), cell_width - CELL_MARGIN, cell_height - CELL_MARGIN)
+
+    def _cell_size(self, num_rows: int, num_columns: int) -> tuple[int, int]:
+        """Width and height, px, of the largest cells that the image holds."""
+        height, width = self.options.size
+        return (width - 2) // num_columns, (height - 2) // num_rows
 
     def draft(self, dice: Dice, category: str) -> Draft:
         table = self._table(dice)
@@ -72,19 +85,21 @@ class Tables(ImageGenerator):
         grid = [["", *table.columns], *([title, *cells] for title, cells in zip(table.rows, table.cells, strict=True))]
         num_rows, num_columns = len(grid), len(grid[0])
         texts = [text for row in grid for text in row if text]
-        cell_width, cell_height = (scene.width - 2) // num_columns, (scene.height - 2) // num_rows
+        cell_width, cell_height = self._cell_size(num_rows, num_columns)
         drawn = dice.between(self.options.font_size)
-        size = self.common_font_size(texts, font, drawn, cell_width - 5, cell_height - 3)
-        cell_width -= dice.below(max(1, cell_width - 6 - max(letter(text, font, size).width for text in texts)))
-        cell_height -= dice.below(max(1, cell_height - 4 - size))
+        size = self.common_font_size(texts, font, drawn, cell_width - CELL_MARGIN, cell_height - CELL_MARGIN)
+        # One place for the baseline in every row
+        above = max(letter(text, font, size).baseline for text in texts)
+        below = max(letter(text, font, size).height - letter(text, font, size).baseline for text in texts)
+        widest = max(letter(text, font, size).width for text in texts)
+        cell_width -= dice.below(max(1, cell_width - CELL_MARGIN - widest + 1))
+        cell_height -= dice.below(max(1, cell_height - CELL_MARGIN - above - below + 1))
         width, height = num_columns * cell_width + 1, num_rows * cell_height + 1
         x0, y0 = place(dice, width, scene.width), place(dice, height, scene.height)
         self._rule(dice, scene, (x0, y0, x0 + width, y0 + height), cell_width, cell_height)
         centred = dice.chance(0.5)
         for row, strings in enumerate(grid):
             inks = [letter(text, font, size) if text else None for text in strings]
-            above = max(ink.baseline for ink in inks if ink)
-            below = max(ink.height - ink.baseline for ink in inks if ink)
             baseline = y0 + row * cell_height + (cell_height + 1 - above - below) // 2 + above
             for column, (text, ink) in enumerate(zip(strings, inks, strict=True)):
                 if ink is None:

@@ -165,6 +165,12 @@ class Vocabulary:
                 return text
         raise UsageError(f"options.digits {list(self.digits)}: no such number in '{split}'; use fewer digits")
 
+    def widest(self) -> tuple[str, ...]:
+        """Strings that take as much room as any word or number of this vocabulary may: measure them before drawing."""
+        syllables = ("mo" * self.word_length[1])[: self.word_length[1]]
+        words = _english(self.split, self.word_length) if self.words == "english" else (syllables,)
+        return (*words, "8" * self.digits[1], "bjp")
+
     def allows(self, text: str) -> bool:
         """True when a picture of this split may show the string."""
         return split_of(text) in ("train", self.split)
