@@ -1,0 +1,108 @@
+"""The items of a task: its samples with prompt texts added, images kept, removed or blanked, and their gold answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from unclipped.core.errors import DataError, UsageError
+from unclipped.data.config import SourceConfig
+from unclipped.data.sample import ImagePart, Part, Sample, TextPart, Turn
+from unclipped.data.sources import LimitedSource, Source, open_source, samples_of
+from unclipped.evaluation.config import TaskConfig
+from unclipped.evaluation.predictions import Prediction
+from unclipped.evaluation.text import normalise
+
+Images = Literal["kept", "removed", "blank"]
+
+
+def open_task(task: TaskConfig) -> Source:
+    """The task's source, cut to its limit. Raises UsageError for an endless one without limit, DataError for none."""
+    source = open_source(task.source)
+    if task.limit is not None:
+        source = LimitedSource(source, task.limit)
+    if source.length is None:
+        raise UsageError(f"task {task.name}: {source.name} is endless; set the task's `limit`")
+    if source.length == 0:
+        raise DataError(f"task {task.name}: {source.name} has no sample to evaluate")
+    return source
+
+
+def as_prompt(sample: Sample, task: TaskConfig) -> Sample:
+    """The sample up to its last question, with the task's prefix before and its suffix after the question's text.
+
+    Raises DataError when the sample asks nothing.
+    """
+    places = [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
+    if not places:
+        raise DataError(f"task {task.name}, sample {sample.id}: has no user turn, so nothing is asked")
+    last = places[-1]
+    question = _framed(sample.turns[last], task.prompt_prefix, task.prompt_suffix)
+    return replace(sample, turns=(*sample.turns[:last], question))
+
+
+def _framed(turn: Turn, prefix: str, suffix: str) -> Turn:
+    parts: list[Part] = list(turn.parts)
+    texts = [place for place, part in enumerate(parts) if isinstance(part, TextPart)]
+    if not texts:
+        return replace(turn, parts=(*parts, TextPart(prefix + suffix))) if prefix + suffix else turn
+    for place, before, after in ((texts[0], prefix, ""), (texts[-1], "", suffix)):
+        part = parts[place]
+        assert isinstance(part, TextPart)
+        parts[place] = TextPart(before + part.text + after)
+    return replace(turn, parts=tuple(parts))
+
+
+def with_images_as(sample: Sample, images: Images, image_processor: Any) -> Sample:
+    """The sample as this arm sees it. `blank`: every image becomes one of its size in the processor's mean colour."""
+    if images == "kept":
+        return sample
+    if images == "removed":
+        return sample.without_images()
+    return sample.with_images(_blank(part, image_processor) for part in sample.images)
+
+
+def _blank(part: ImagePart, image_processor: Any) -> ImagePart:
+    from PIL import Image
+
+    from unclipped.images.decode import load_image
+
+    image = load_image(part.source, name=part.label)
+    mean = tuple(image_processor.mean)
+    red, green, blue = (round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
+    return ImagePart(Image.new("RGB", image.size, (red, green, blue)), name=part.label)
+
+
+def gold_of(sample: Sample, task: TaskConfig) -> tuple[str, ...]:
+    """The accepted answers. Raises DataError naming the sample when there is none."""
+    answers = sample.answers or ((sample.answer,) if sample.answer else ())
+    if not answers:
+        raise DataError(f"task {task.name}, sample {sample.id}: has no gold answer; add `answer` or `answers`")
+    return tuple(answers)
+
+
+def answers_in(source: SourceConfig) -> set[str]:
+    """All gold answers of a training source, normalised without regard to case."""
+    found: set[str] = set()
+    for sample in samples_of(open_source(source)):
+        found.update(normalise(answer) for answer in (*sample.answers, sample.answer) if answer)
+    return found
+
+
+def record(index: int, sample: Sample, task: TaskConfig, prediction: str, known_answers: set[str] | None) -> Prediction:
+    """What is kept of an item. An answer is unseen when none of its accepted forms is among `known_answers`."""
+    answers = gold_of(sample, task)
+    held_out = sample.metadata.get("held_out")
+    unseen = None if known_answers is None else not any(normalise(answer) in known_answers for answer in answers)
+    return Prediction(
+        index=index,
+        id=sample.id,
+        question=sample.question,
+        answers=answers,
+        prediction=prediction,
+        choices=tuple(sample.choices or ()),
+        category=sample.category,
+        cluster=sample.cluster,
+        held_out=None if held_out is None else bool(held_out),
+        answer_unseen=unseen,
+    )

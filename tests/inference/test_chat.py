@@ -1,0 +1,102 @@
+"""The terminal conversation, with a scripted engine."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from support.tiny_models import tiny_image, tiny_vlm
+from unclipped.core.errors import ImageError, UsageError
+from unclipped.data.sample import Sample
+from unclipped.inference.chat import chat
+from unclipped.inference.engine import Engine
+
+
+class Scripted(Engine):
+    """Answers with the number of turns and images it sees."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sample] = []
+
+    def stream(self, request: Any, *, max_new_tokens: int = 256) -> Iterator[str]:
+        self.asked.append(request)
+        if request.question == "interrupt":
+            yield "half"
+            raise KeyboardInterrupt
+        yield f"{len(request.turns)} turns, "
+        yield f"{len(request.images)} images [b]"
+
+
+def run(engine: Engine, *lines: str, images: tuple = (), question: str | None = None) -> tuple[str, str]:
+    out = io.StringIO()
+    supply = iter(lines)
+
+    def read() -> str:
+        try:
+            return next(supply)
+        except StopIteration:
+            raise EOFError from None
+
+    answer = chat(engine, images, question, Console(file=out, width=200), read=read)
+    return answer, out.getvalue()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    tiny_image().save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_one_question(picture: Path) -> None:
+    answer, shown = run(Scripted(), images=(picture, picture), question="what?")
+    assert answer == "1 turns, 2 images [b]"
+    assert shown == answer + "\n"
+
+
+def test_conversation_keeps_turns_and_adds_images(picture: Path) -> None:
+    engine = Scripted()
+    answer, shown = run(engine, "first", f"/image {picture}", "second", "/quit", "never", images=(picture,))
+    assert answer == "3 turns, 2 images [b]"
+    assert [turn.role for turn in engine.asked[1].turns] == ["user", "assistant", "user"]
+    assert engine.asked[1].turns[1].text == "1 turns, 1 images [b]"
+    assert len(engine.asked) == 2
+    assert "/image PATH" in shown
+
+
+def test_clear_forgets(picture: Path) -> None:
+    engine = Scripted()
+    run(engine, "first", "/clear", "second", images=(picture,))
+    assert len(engine.asked[1].turns) == 1
+    assert engine.asked[1].images == ()
+
+
+def test_mistakes_do_not_end_a_conversation(tmp_path: Path) -> None:
+    engine = Scripted()
+    answer, shown = run(engine, f"/image {tmp_path / 'none.png'}", "/imag x", "", "still here?")
+    assert answer == "1 turns, 0 images [b]"
+    assert "none.png" in shown
+    assert "not a command" in shown
+
+
+def test_an_interrupted_answer_is_not_kept() -> None:
+    engine = Scripted()
+    run(engine, "interrupt", "next")
+    assert len(engine.asked[1].turns) == 1
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="question is empty"):
+        run(Scripted(), question=" ")
+    with pytest.raises(ImageError, match=r"none\.png"):
+        run(Scripted(), images=(tmp_path / "none.png",), question="what?")
+
+
+def test_a_real_model_answers(tmp_path: Path, picture: Path) -> None:
+    tiny_vlm(tmp_path, output=tmp_path / "vlm")
+    answer, shown = run(Engine(tmp_path / "vlm", device="cpu"), images=(picture,), question="what is this?")
+    assert shown.rstrip("\n") == answer.rstrip("\n")
