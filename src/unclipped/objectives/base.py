@@ -48,7 +48,7 @@ class Objective(nn.Module):
         """Tokens in a micro-batch without padding, for the rate that is reported."""
         raise NotImplementedError(f"{type(self).__name__} does not count tokens")
 
-    def after_step(self) -> None:  # noqa: B027 (optional hook)
+    def after_step(self) -> None:
         """Called after each optimiser step, for moving averages and the like."""
 
 

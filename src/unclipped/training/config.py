@@ -18,7 +18,7 @@ class OptimizerConfig(FrozenConfig):
     """How gradients become updates; learning rates of AdamW stand in the stage, one for each part."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon`: torch.optim.Muon on the hidden matrices of the blocks, AdamW on everything else."""
+    """`muon`: Muon (as in torch.optim) on the hidden matrices of the blocks, AdamW on everything else."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW: decay of the running mean of the gradient and of its square."""
     epsilon: PositiveFloat = 1e-8

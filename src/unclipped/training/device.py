@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from unclipped.core.errors import UsageError
-from unclipped.training.config import StageConfig, TrainingConfig
+from unclipped.training.config import StageConfig
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -42,11 +42,15 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of encoders and decoders: elements of module lists that hold parameters, outermost only."""
     blocks: list[nn.Module] = []
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 0 and all(any(b.parameters()) for b in module):
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and all(map(_has_parameters, module)):
             inside_other = any(module is inner for block in blocks for inner in block.modules())
             if not inside_other:
                 blocks.extend(module)
     return blocks
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def compile_blocks(model: nn.Module, choice: bool | str, device: torch.device) -> list[nn.Module]:
@@ -69,7 +73,12 @@ def uncompile_blocks(blocks: list[nn.Module]) -> None:
 
 
 def trainer_arguments(
-    stage: StageConfig, training: TrainingConfig, device: torch.device, *, folder: str | Path, seed: int, micro_size: int
+    stage: StageConfig,
+    device: torch.device,
+    *,
+    folder: str | Path,
+    seed: int,
+    micro_size: int,
 ) -> TrainingArguments:
     """Arguments of the transformers Trainer for one stage; logging and checkpoints are our own."""
     arguments = TrainingArguments(

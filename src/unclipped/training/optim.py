@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from unclipped.core.errors import UsageError, nearest
 from unclipped.training.config import OptimizerConfig, Part, StageConfig
+from unclipped.training.muon import Muon
 
 
 class JoinedOptimizer(Optimizer):
@@ -95,7 +96,9 @@ def parameter_groups(
             continue
         part = part_of(name)
         if part not in stage.train:
-            raise UsageError(f"stage '{stage.name}': parameter {name} is trainable, but its part '{part}' is not trained")
+            raise UsageError(
+                f"stage '{stage.name}': parameter {name} is trainable, but its part '{part}' is not trained"
+            )
         kind = "muon" if name in matrices and part in config.muon_parts else "adamw"
         groups.setdefault((part, kind, parameter.ndim >= 2), []).append(parameter)
     for part in stage.train:

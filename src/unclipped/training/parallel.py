@@ -23,8 +23,12 @@ def sum_over_ranks(values: Mapping[str, Tensor], device: torch.device) -> dict[s
     if not is_distributed() or not values:
         return dict(values)
     names = sorted(values)
-    stacked = torch.stack([values[name].to(device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
-                           for name in names])  # (names,)
+    stacked = torch.stack(
+        [
+            values[name].to(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+            for name in names
+        ]
+    )  # (names,)
     dist.all_reduce(stacked)
     return {name: stacked[i].to(values[name].dtype) for i, name in enumerate(names)}
 

@@ -1,0 +1,40 @@
+"""Training examples of a vision-language model: draws of a mixture, encoded and collated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from unclipped.data.collate import Collator
+from unclipped.data.encoding import encode
+from unclipped.data.mixture import Mixture
+
+
+class MixtureExamples:
+    """Example i is draw i of the mixture, so the order depends on the mixture's seed alone."""
+
+    def __init__(self, mixture: Mixture, processor: Any, *, max_length: int | None = None) -> None:
+        self.mixture, self.processor, self.max_length = mixture, processor, max_length
+        self.collator = Collator.for_processor(processor)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The collated batch of these draws; the mixture's policy for bad samples covers encoding too."""
+        return self.collator(
+            [
+                self.mixture.first_good(index, lambda item: encode(item, self.processor, max_length=self.max_length))
+                for index in indices
+            ]
+        )
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Estimated tokens of each draw."""
+        return [self.mixture.lengths(index, self._image_cost) for index in indices]
+
+    def _image_cost(self, height: int, width: int) -> int:
+        from unclipped.images.rules import grid_of
+
+        rule = self.processor.image_processor.image_rule
+        rows, columns = grid_of(height, width, rule)
+        import torch
+
+        return int(self.processor.num_image_tokens(torch.tensor([[1, rows, columns]]))[0])
