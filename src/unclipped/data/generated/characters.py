@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unclipped.data.generated.dice import Dice
-from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, distinct, spelled
+from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, distinct, place, spelled
 from unclipped.data.generated.lettering import SMALLEST_FONT, fit, letter
 from unclipped.data.generated.options import CharactersOptions
 from unclipped.data.generated.phrasing import ORDINALS
@@ -221,12 +221,6 @@ class Characters(ImageGenerator):
         scene = self._lay_places(dice, plans)
         place = scene.items[target].facts["place"]
         return _draft(scene, question, place, choices=self._places(), reads=(text,) if many else ())
-
-
-def place(dice: Dice, length: int, room: int) -> int:
-    """Where `length` px start within `room` px: anywhere, one px from both ends where that is possible."""
-    margin = 1 if length + 2 <= room else 0
-    return margin + dice.below(room - length - 2 * margin + 1)
 
 
 def _gap(size: int) -> int:

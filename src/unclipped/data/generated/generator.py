@@ -63,6 +63,12 @@ def distinct(draw: Callable[[], str], taken: Container[str], what: str) -> str:
     raise UsageError(f"too few different {what} for one image; widen options.word_length or options.digits")
 
 
+def place(dice: Dice, length: int, room: int) -> int:
+    """Where `length` px start within `room` px: anywhere, one px from both ends where that is possible."""
+    margin = 1 if length + 2 <= room else 0
+    return margin + dice.below(room - length - 2 * margin + 1)
+
+
 class ImageGenerator(Generator):
     """A generator that draws images: keeps its options and the words of its split."""
 

@@ -206,7 +206,7 @@ TablesTask = Literal["read_number", "read_text", "read_kth", "count", "compare",
 
 
 class TablesOptions(DocumentOptions):
-    """Rows and columns with titles; a column holds numbers or words, the first column numbers."""
+    """Rows and columns with titles; a column holds numbers or words, and each table has a column of either kind."""
 
     size: Size = (96, 160)
     tasks: dict[TablesTask, Weight] = equal_weights(TablesTask)

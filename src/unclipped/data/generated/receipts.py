@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unclipped.core.errors import UsageError
-from unclipped.data.generated.characters import place
 from unclipped.data.generated.dice import Dice
-from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, distinct, spelled
+from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, distinct, place, spelled
 from unclipped.data.generated.lettering import letter
 from unclipped.data.generated.options import ReceiptsOptions
 from unclipped.data.generated.phrasing import ORDINALS
