@@ -159,6 +159,14 @@ def test_layers_out_of_range_are_named(name: str, layers: list[int]) -> None:
 
 
 @torch.no_grad()
+def test_half_precision_runs(encoder: VisionEncoder) -> None:
+    _, patches, grids = images_for(encoder)
+    features = copy.deepcopy(encoder).bfloat16()(patches, grids)
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(features.float(), encoder(patches, grids), atol=0.15, rtol=0.1)
+
+
+@torch.no_grad()
 def test_frames_of_a_clip_are_encoded_one_by_one(encoder: VisionEncoder) -> None:
     _, patches, grids = images_for(encoder, [(2, 3), (2, 3)])
     assert torch.equal(encoder(patches, torch.tensor([[2, 2, 3]])), encoder(patches, grids))

@@ -283,8 +283,10 @@ def test_unknown_families_are_named() -> None:
 
 
 def test_position_tables_must_be_square() -> None:
-    with pytest.raises(UsageError, match="image_size"):
+    with pytest.raises(UsageError, match="square image_size"):
         build_encoder(ViTConfig(**{**SQUARE, "image_size": (32, 16)}))
+    with pytest.raises(UsageError, match="square patches"):
+        build_encoder(ViTConfig(**{**SQUARE, "patch_size": (8, 4)}))
 
 
 # ---- fresh masked autoencoders

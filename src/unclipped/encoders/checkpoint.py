@@ -39,9 +39,8 @@ def checkpoint_folder(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{source}: no such folder, and it could not be fetched as a hub id ({reason}); "
+            f"{source}: no such folder, and it could not be fetched as a hub id ({first_line(error)}); "
             f"without network give {FOLDER_FORM}"
         ) from None
 
@@ -52,8 +51,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
         with quiet():
             return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder / 'config.json'}: cannot be read as a model configuration ({reason})") from None
+        raise CheckpointError(
+            f"{folder / 'config.json'}: cannot be read as a model configuration ({first_line(error)})"
+        ) from None
 
 
 def load_model(
@@ -84,8 +84,9 @@ def load_model(
                 **model_arguments,
             )
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: weights cannot be read ({reason}); expected {FOLDER_FORM}") from None
+        raise CheckpointError(
+            f"{folder}: weights cannot be read ({first_line(error)}); expected {FOLDER_FORM}"
+        ) from None
     missing = [name for name in sorted(info["missing_keys"]) if not matches(name, may_lack)]
     extra = [name for name in sorted(info["unexpected_keys"]) if not matches(name, may_drop)]
     misshaped = [
@@ -100,9 +101,20 @@ def load_model(
 def raise_misfits(where: str, missing: list[str], extra: list[str], misshaped: list[str]) -> None:
     """Raise CheckpointError listing tensors that do not fit; do nothing when all three lists are empty."""
     kinds = {"missing": missing, "unexpected": extra, "misshaped": misshaped}
-    listed = [f"{kind} {len(names)}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    listed = [f"{kind} {len(names)}: {shortened(names)}" for kind, names in kinds.items() if names]
     if listed:
         raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(listed)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, or the error's type when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def shortened(names: list[str], most: int = 20) -> str:
+    """The names, or the first `most` of them and how many follow."""
+    rest = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def stored_values(folder: Path) -> int | None:

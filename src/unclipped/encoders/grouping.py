@@ -50,7 +50,7 @@ def encode_in_groups(
         groups.setdefault(key(frame), []).append(index)
     lengths = [h * w for h, w in frames]
     if len(groups) == 1:  # the usual case of fixed-size images: one view, no copies
-        batch = pixel_values.view(len(frames), lengths[0], -1)  # (B, n, values)
+        batch = pixel_values.reshape(len(frames), lengths[0], -1)  # (B, n, values)
         return encode(batch, list(frames)).flatten(0, 1)  # (B·n, hidden)
     pieces = pixel_values.split(lengths)
     features: list[Tensor] = [pixel_values] * len(frames)

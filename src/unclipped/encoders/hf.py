@@ -28,10 +28,11 @@ class PlaneEncoder(VisionEncoder):
     # Parameters that feature extraction does not use or must not train. They stay in the state dict, as buffers: an
     # optimiser or a distributed wrapper would otherwise wait for gradients that never come.
     untrained: ClassVar[tuple[str, ...]] = ()
+    has_position_table: ClassVar[bool] = True
 
     @classmethod
     def adapt_config(cls, config: Any) -> None:
-        check_square_table(config)
+        check_shapes(config, cls.has_position_table)
 
     @classmethod
     def prepare(cls, model: PreTrainedModel) -> PreTrainedModel:
@@ -58,14 +59,18 @@ def keep_as_buffer(model: nn.Module, name: str) -> None:
         owner.register_buffer(leaf, value.detach())
 
 
-def check_square_table(config: Any) -> None:
-    """Raise UsageError when the position table would not be square: the models interpolate square tables only."""
+def check_shapes(config: Any, has_position_table: bool) -> None:
+    """Raise UsageError for shapes that the models' own interpolation of positions does not handle."""
     height, width = pair(config.image_size)
     patch_height, patch_width = pair(config.patch_size)
-    if height // patch_height != width // patch_width:
+    if patch_height != patch_width:
         raise UsageError(
-            f"{config.model_type}: expected an image_size with as many patches in height as in width, found "
-            f"{height}×{width} pixels in patches of {patch_height}×{patch_width}; "
+            f"{config.model_type}: expected square patches, found {patch_height}×{patch_width} pixels; "
+            "an encoder made of a language model (llm:) takes rectangular ones"
+        )
+    if has_position_table and height // patch_height != width // patch_width:
+        raise UsageError(
+            f"{config.model_type}: expected a square image_size for its position table, found {height}×{width} pixels; "
             "images of other shapes are interpolated at run time"
         )
 
@@ -104,6 +109,7 @@ class Dinov3Encoder(PlaneEncoder):
 
     family: ClassVar[str] = "dinov3_vit"
     objective: ClassVar[Objective] = "self_supervised"
+    has_position_table: ClassVar[bool] = False
     untrained: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
     dropped: ClassVar[tuple[str, ...]] = CLASSIFIER
 

@@ -25,7 +25,7 @@ class LLMVisionConfig(PreTrainedConfig):
     """
 
     model_type = "unclipped_llm_encoder"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - the form that transformers reads
+    sub_configs = {"text_config": AutoConfig}  # type: ignore # noqa: RUF012 - the form that transformers reads
 
     def __init__(
         self,

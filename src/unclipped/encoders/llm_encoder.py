@@ -21,11 +21,14 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from unclipped.core.errors import UsageError
 from unclipped.encoders.base import ENCODERS, HALF, VisionEncoder
+from unclipped.encoders.checkpoint import first_line
 from unclipped.encoders.grouping import Grid
 from unclipped.encoders.llm_config import LLMVisionConfig
 from unclipped.encoders.rotary import CosSin, check_half_split, grid_positions, two_axis_tables
 from unclipped.encoders.spec import Objective
 from unclipped.encoders.stem import build_stem, initialise_stem
+
+REMEDY = "choose a decoder of the Qwen, Llama, SmolLM, Gemma or Mistral kind"
 
 
 class LLMVisionModel(PreTrainedModel):
@@ -34,7 +37,7 @@ class LLMVisionModel(PreTrainedModel):
     config_class = LLMVisionConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment] - a tuple in transformers' own models too
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -44,18 +47,17 @@ class LLMVisionModel(PreTrainedModel):
 
     def __init__(self, config: LLMVisionConfig) -> None:
         super().__init__(config)
-        decoder = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
+        decoder: Any = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         name = config.text_config.model_type
         lacking = [part for part in ("layers", "norm", "rotary_emb") if not hasattr(decoder, part)]
         if lacking:
             raise UsageError(
-                f"decoder '{name}' has no {', '.join(lacking)}, so it cannot become a vision encoder; "
-                "choose a decoder of the Qwen, Llama, SmolLM, Gemma or Mistral kind"
+                f"decoder '{name}' has no {', '.join(lacking)}, so it cannot become a vision encoder; {REMEDY}"
             )
         # Kept as a module without parameters, because transformers asks every model for its input embeddings.
         decoder.set_input_embeddings(nn.Identity())
-        self.decoder = decoder
-        self.stem = build_stem(
+        self.decoder: Any = decoder
+        self.stem: Any = build_stem(
             config.stem, config.num_channels, config.patch_size, config.hidden_size, config.stem_channels
         )
         self.layer_types = self._rotary_layer_types(name)
@@ -107,10 +109,17 @@ class LLMVisionModel(PreTrainedModel):
                 self.config.hidden_size,
                 f"decoder '{name}'",
             )
-        if not self._second_half_matters():
+        try:
+            matters = self._second_half_matters()
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise UsageError(
+                f"decoder '{name}': its layers ask for more than hidden states and rotary positions "
+                f"({first_line(error)}); {REMEDY}"
+            ) from None
+        if not matters:
             raise UsageError(
                 f"decoder '{name}': its attention reads only half of the rotary tables or none of them, so rows and "
-                "columns cannot both be told to it; choose a decoder of the Qwen, Llama, SmolLM, Gemma or Mistral kind"
+                f"columns cannot both be told to it; {REMEDY}"
             )
 
     @torch.no_grad()
@@ -139,7 +148,6 @@ class LLMVisionModel(PreTrainedModel):
         pixel_values: Tensor,
         grids: Sequence[Grid],
         output_hidden_states: bool = False,
-        **kwargs: Any,
     ) -> BaseModelOutput:
         """Encode images of one common number of patches (and, for the convolution stem, one common grid).
 
@@ -165,22 +173,20 @@ def run_layer(layer: nn.Module, hidden: Tensor, tables: CosSin) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def make_bidirectional(decoder: nn.Module, name: str) -> None:
-    """Switch off causality and sliding windows in every attention module. Raises UsageError when none is found.
+def make_bidirectional(decoder: Any, name: str) -> None:
+    """Switch off causality and sliding windows in every attention module. Raises UsageError when one cannot be found.
 
     Without a mask the attention backends fall back on the module's `is_causal`, which decoders set.
     """
-    attentions = [module for module in decoder.modules() if hasattr(module, "is_causal")]
-    if len(attentions) < len(decoder.layers):  # type: ignore[arg-type]
-        raise UsageError(f"decoder '{name}': not every layer has attention that can be made bidirectional")
+    attentions: list[Any] = [module for module in decoder.modules() if hasattr(module, "is_causal")]
+    if len(attentions) < len(decoder.layers):
+        raise UsageError(f"decoder '{name}': not every layer has attention that can be made bidirectional; {REMEDY}")
     for attention in attentions:
-        attention.is_causal = False  # type: ignore[assignment]
-        if getattr(attention, "sliding_window", None) is not None:
-            attention.sliding_window = None  # type: ignore[assignment]
-        elif getattr(getattr(attention, "config", None), "sliding_window", None) is not None and not hasattr(
-            attention, "sliding_window"
-        ):
-            attention.config.sliding_window = None  # type: ignore[union-attr]
+        attention.is_causal = False
+        if hasattr(attention, "sliding_window"):
+            attention.sliding_window = None
+        elif getattr(decoder.config, "sliding_window", None) is not None:  # Mistral's attention reads it there
+            decoder.config.sliding_window = None
 
 
 @ENCODERS.register("unclipped_llm_encoder")

@@ -68,8 +68,10 @@ def from_language_model(
     CheckpointError when a tensor is missing, misshaped or without a place, UsageError when the decoder cannot become
     an encoder.
     """
-    language_model, unread, total = source, [], None
-    if not isinstance(source, PreTrainedModel):
+    unread, total = [], None
+    if isinstance(source, PreTrainedModel):
+        language_model = source
+    else:
         folder = checkpoint_folder(source)
         text_config = read_config(folder)
         if getattr(text_config, "vision_config", None) is not None:

@@ -8,7 +8,7 @@ values here are those of the MAE paper (arXiv 2111.06377).
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,14 @@ def sine_cosine_table(height: int, width: int, dimension: int) -> Tensor:
 @torch.no_grad()
 def initialise_vit_mae(model: ModelT) -> ModelT:
     """Give a fresh ViTMAEModel or ViTMAEForPreTraining its positions, patch embedding and tokens, in place."""
-    encoder = getattr(model, "vit", model)
+    encoder: Any = getattr(model, "vit", model)
     embeddings = encoder.embeddings
     fill_table(embeddings.position_embeddings)
     weight = embeddings.patch_embeddings.projection.weight  # (D, C, p, p)
     nn.init.xavier_uniform_(weight.view(weight.shape[0], -1))
     nn.init.zeros_(embeddings.patch_embeddings.projection.bias)
     nn.init.normal_(embeddings.cls_token, std=TOKEN_STD)
-    decoder = getattr(model, "decoder", None)
+    decoder: Any = getattr(model, "decoder", None)
     if decoder is not None:
         fill_table(decoder.decoder_pos_embed)
         nn.init.normal_(decoder.mask_token, std=TOKEN_STD)
