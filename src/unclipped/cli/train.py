@@ -33,7 +33,7 @@ def train(
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run in OUTPUT."),
 ) -> None:
     from unclipped.recipes.schema import TrainRecipe
-    from unclipped.recipes.validation import load_recipe
+    from unclipped.recipes.validation import load_recipe, to_yaml
 
     config = load_recipe(recipe, TrainRecipe, overrides)
     from unclipped.core.files import new_run_folder
@@ -44,5 +44,12 @@ def train(
     record_run(config, output, resume=resume)
     from unclipped.studies.experiment import run_experiment
 
-    run_experiment(config, output, resume=resume)
+    run_experiment(
+        config,
+        output,
+        resume=resume,
+        recipe_text=to_yaml(config),
+        next_commands=[("ask the model", f"unclipped chat {output / 'model'} IMAGE -q QUESTION")],
+        say=typer.echo,
+    )
     typer.echo(f"\nreport: {output / 'report.html'}\nnext:   unclipped chat {output / 'model'} IMAGE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
@@ -34,13 +34,15 @@ class ExperimentConfig(FrozenConfig):
     """Tasks on which the model and its baselines are scored."""
     held_out_text: tuple[SourceConfig, ...] = ()
     """Text on which the language model's perplexity is measured before and after each stage."""
-    held_out_blocks: int = 64
+    held_out_blocks: int = Field(default=64, ge=1)
     """Blocks of that text."""
+    held_out_length: int = Field(default=128, ge=2)
+    """Tokens in such a block."""
     baselines: tuple[Baseline, ...] = ()
     """Arms trained alike: `blind` (no image in training and test), `random_encoder` (fresh encoder weights)."""
     blind_image: Literal["removed", "blank"] = "removed"
     """What the blind arm gets: no image, or an image of the mean colour (for runs that train the connector alone)."""
-    chat_examples: int = 3
+    chat_examples: int = Field(default=3, ge=0)
     """Test images saved beside the report, to try the chat command on."""
 
     @model_validator(mode="after")

@@ -1,0 +1,41 @@
+"""`unclipped quickstart`: from nothing to a trained, evaluated and questioned model in some minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = """Train, evaluate and report a small vision-language model. No GPU, no network, no data set is needed.
+
+A tokenizer and a text-only language model are trained on generated text, the vision encoder is made from that language
+model, both are joined and trained in stages on generated images, and the result is tested beside a blind run and a run
+with a random encoder, each trained alike. OUTPUT/report.html tells what happened.
+
+Examples:
+
+  unclipped quickstart --output quickstart
+
+  unclipped quickstart --minutes 3 --output quick
+
+  unclipped quickstart --output quickstart --resume
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("quickstart", help=HELP)(quickstart)
+
+
+def quickstart(
+    overrides: list[str] = typer.Argument(None, help="Changes to the recipe, key.path=value."),
+    output: Path = typer.Option(Path("quickstart"), help="Run folder; must be new or empty."),
+    minutes: float = typer.Option(8.0, min=0.5, max=600.0, help="About how long it may take; sets the steps."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted quickstart in OUTPUT."),
+) -> None:
+    from unclipped.core.files import new_run_folder
+
+    new_run_folder(output, resume=resume)
+    from unclipped.cli.quickstart_run import run
+
+    run(output, minutes=minutes, overrides=overrides or [], resume=resume)

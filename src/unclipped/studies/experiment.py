@@ -1,0 +1,157 @@
+"""One experiment: the model and its baselines trained alike, evaluated on the same items, reported side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unclipped.core.files import write_json
+from unclipped.data.config import DataConfig
+from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
+from unclipped.studies.config import ExperimentConfig
+
+ARM_FILE = "arm.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained and evaluated variant: the model itself, or a baseline."""
+
+    name: str
+    config: ExperimentConfig
+    folder: Path
+
+
+def arms_of(config: ExperimentConfig, output: Path) -> list[Arm]:
+    """The model's arm and one for each baseline; each baseline differs from the model in exactly one thing."""
+    arms = [Arm("model", config, output)]
+    for name in config.baselines:
+        changed = _blind(config) if name == "blind" else _random_encoder(config)
+        arms.append(Arm(name, changed, output / "baselines" / name))
+    return arms
+
+
+def _blind(config: ExperimentConfig) -> ExperimentConfig:
+    def hide(data: DataConfig) -> DataConfig:
+        return data.model_copy(update={"images_as": config.blind_image})
+
+    stages = tuple(
+        stage if stage.data is None else stage.model_copy(update={"data": hide(stage.data)}) for stage in config.stages
+    )
+    evaluation = config.evaluation.model_copy(update={"images": config.blind_image, "blind": False})
+    return config.model_copy(update={"data": hide(config.data), "stages": stages, "evaluation": evaluation})
+
+
+def _random_encoder(config: ExperimentConfig) -> ExperimentConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"random_vision": True})})
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    extra_times: dict[str, float] | None = None,
+    next_commands: Sequence[tuple[str, str]] = (),
+    title: str = "Unclipped: training report",
+    recipe_text: str = "",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train and evaluate every arm, then write results.json and report.html into `output`; returns the results.
+
+    An arm that is finished already is taken as it is when `resume` is set. Raises what assembly, training and
+    evaluation raise.
+    """
+    from unclipped.studies.summary import results_of, write_experiment_report
+    from unclipped.training.device import world
+
+    rank, _ = world()
+    arms = arms_of(config, output)
+    records = {}
+    for arm in arms:
+        if len(arms) > 1 and rank == 0:
+            say(f"\n== {arm.name} ({1 + len(records)} of {len(arms)}) ==")
+        records[arm.name] = run_arm(arm, resume=resume, is_first=rank == 0)
+    if rank != 0:  # one process evaluates and writes; the others only trained
+        return {}
+    results = results_of(arms)
+    write_json(output / "results.json", results)
+    write_experiment_report(
+        config,
+        arms,
+        records,
+        results,
+        differences=_differences(arms),
+        title=title,
+        recipe_text=recipe_text,
+        extra_times=extra_times or {},
+        next_commands=next_commands,
+        path=output / "report.html",
+    )
+    return results
+
+
+def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
+    """Train and evaluate one arm in its folder; returns what was done and how long it took."""
+    done = arm.folder / ARM_FILE
+    if resume and done.is_file():
+        return json.loads(done.read_text(encoding="utf-8"))
+    from unclipped.inference.engine import Engine
+    from unclipped.models.assemble import assemble_from_config
+    from unclipped.training.run import train_stages
+
+    model, processor, report = assemble_from_config(arm.config.model, seed=arm.config.training.seed)
+    arm.folder.mkdir(parents=True, exist_ok=True)
+    if is_first:
+        write_json(arm.folder / "assembly.json", report.to_dict())
+    trained = train_stages(
+        model,
+        processor,
+        arm.config.stages,
+        arm.config.training,
+        arm.config.data,
+        arm.folder,
+        resume=resume,
+        held_out=_held_out(arm.config, processor),
+    )
+    record: dict[str, Any] = {"training": trained.record, "training_seconds": trained.seconds}
+    if not is_first:
+        return record
+    if arm.config.evaluation.tasks:
+        engine = Engine(str(trained.model_folder), device=arm.config.training.device)
+        found = evaluate_model(engine, arm.config.evaluation, arm.folder / "evaluation", resume=resume)
+        record["evaluation"] = found.to_dict()["model"]
+        record["evaluation_seconds"] = sum(result.seconds or 0.0 for result in found.model.values())
+    write_json(done, record)
+    return record
+
+
+def _held_out(config: ExperimentConfig, processor: Any) -> Any:
+    if not config.held_out_text:
+        return None
+    from unclipped.training.text import held_out_blocks
+
+    return held_out_blocks(
+        config.held_out_text, processor, config.held_out_blocks, length=config.held_out_length,
+        seed=config.training.seed,
+    )  # fmt: skip
+
+
+def _differences(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """{baseline: {task: paired differences, model minus baseline}}."""
+    model, *baselines = arms
+    return {
+        arm.name: {
+            task.name: compare_folders(
+                predictions_folder(model.folder / "evaluation", task.name),
+                predictions_folder(arm.folder / "evaluation", task.name),
+                task,
+                model.config.evaluation,
+            )
+            for task in model.config.evaluation.tasks
+        }
+        for arm in baselines
+    }

@@ -1,0 +1,222 @@
+"""From the folders of finished arms to results.json and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unclipped.core.files import read_jsonl
+from unclipped.evaluation.predictions import Prediction
+from unclipped.evaluation.questions import open_task
+from unclipped.evaluation.runner import predictions_folder, read_predictions
+from unclipped.evaluation.scorers import SCORERS
+from unclipped.studies.config import ExperimentConfig
+from unclipped.studies.environment import environment
+from unclipped.studies.report import write_report
+from unclipped.studies.report_data import GalleryItem, PartInfo, ReportData, StageInfo
+
+if TYPE_CHECKING:
+    from unclipped.studies.experiment import Arm
+
+GALLERY_SIZE = 24
+
+
+def _row_name(task: str, category: str, config: ExperimentConfig) -> str:
+    """Name of a figure: the category, with its task in front when there are several tasks."""
+    return category if len(config.evaluation.tasks) == 1 else f"{task}/{category}"
+
+
+def _row(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    return {name: row[name] for name in (metric, "low", "high", "count")}
+
+
+def results_of(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """{arm: {category: {metric, "low", "high", "count"}}}, as results.json holds it."""
+    results: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        rows: dict[str, Any] = {}
+        for task, result in _evaluation(arm).items():
+            for category, row in result["categories"].items():
+                rows[_row_name(task, category, arm.config)] = _row(row, result["metric"])
+        results[arm.name] = rows
+    return results
+
+
+def _evaluation(arm: Arm) -> dict[str, Any]:
+    """{task: result} of an arm; empty when nothing was evaluated."""
+    path = arm.folder / "evaluation" / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))["model"] if path.is_file() else {}
+
+
+def write_experiment_report(
+    config: ExperimentConfig,
+    arms: Sequence[Arm],
+    records: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    differences: Mapping[str, Mapping[str, Any]],
+    title: str,
+    recipe_text: str,
+    extra_times: Mapping[str, float],
+    next_commands: Sequence[tuple[str, str]],
+    path: Path,
+) -> None:
+    """Write the report of a finished experiment to `path`, and some test images into `examples/` beside it."""
+    gallery = _gallery(arms[0])
+    _save_examples(gallery, path.parent / "examples", config.chat_examples)
+    times = dict(extra_times)
+    for name, record in records.items():
+        times[f"training: {name}"] = record["training_seconds"]
+        if "evaluation_seconds" in record:
+            times[f"evaluation: {name}"] = record["evaluation_seconds"]
+    evaluated = _evaluation(arms[0])
+    data = ReportData(
+        title=title,
+        description=config.description,
+        difficulty=config.difficulty,
+        arms=results,
+        overall=_overall(arms, config),
+        differences=_difference_rows(differences, config),
+        groups=_groups(evaluated, config),
+        curves={arm.name: _metrics(arm.folder / "metrics.jsonl") for arm in arms},
+        stages=_stages(config, records["model"]["training"]),
+        gallery=gallery,
+        times=times,
+        costs=_costs(records),
+        environment=environment(),
+        recipe=recipe_text,
+        notes=_notes(config, records["model"]["training"]),
+        next_commands=next_commands,
+    )
+    write_report(path, data)
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_jsonl(path)] if path.is_file() else []
+
+
+def _overall(arms: Sequence[Arm], config: ExperimentConfig) -> dict[str, Any]:
+    """{arm: row} over all items, where one task makes that a single figure."""
+    if len(config.evaluation.tasks) != 1:
+        return {}
+    rows = {}
+    for arm in arms:
+        for result in _evaluation(arm).values():
+            rows[arm.name] = _row(result["overall"], result["metric"])
+    return rows
+
+
+def _difference_rows(differences: Mapping[str, Mapping[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
+    return {
+        baseline: {
+            _row_name(task, category, config): {"value": row.value, "low": row.low, "high": row.high}
+            for task, comparison in tasks.items()
+            for category, row in comparison.categories.items()
+        }
+        for baseline, tasks in differences.items()
+    }
+
+
+def _groups(evaluated: Mapping[str, Any], config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """{group: {category: row}} of the model: held-out items, unseen answers, and their counterparts."""
+    groups: dict[str, dict[str, Any]] = {}
+    for task, result in evaluated.items():
+        for group, part in result["groups"].items():
+            for category, row in part["categories"].items():
+                groups.setdefault(group, {})[_row_name(task, category, config)] = _row(row, result["metric"])
+    return groups
+
+
+def _stages(config: ExperimentConfig, record: Mapping[str, Any]) -> list[StageInfo]:
+    rates = {stage.name: stage.train for stage in config.stages}
+    stages = []
+    for entry in record["stages"]:
+        if "seconds" not in entry:
+            continue
+        text = entry.get("text_perplexity", {})
+        stages.append(
+            StageInfo(
+                name=entry["name"],
+                steps=entry["steps"],
+                batch_size=entry["batch_size"],
+                seconds=entry["seconds"],
+                parts=[
+                    PartInfo(row["part"], row["total"], row["trainable"], rates[entry["name"]].get(row["part"]))
+                    for row in entry["parameters"]
+                ],
+                perplexity_before=text.get("before", {}).get("perplexity"),
+                perplexity_after=text.get("after", {}).get("perplexity"),
+            )
+        )
+    return stages
+
+
+def _costs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    totals = [record["training"]["total"] for record in records.values()]
+    return {
+        "peak memory": f"{max(total['peak_memory_bytes'] for total in totals) / 2**30:.2f} GiB",
+        "computation, all arms": f"{sum(total['flops'] for total in totals):.2e} FLOPs",
+        "device-hours, all arms": f"{sum(total['device_hours'] for total in totals):.3f}",
+    }
+
+
+def _notes(config: ExperimentConfig, record: Mapping[str, Any]) -> list[str]:
+    entries = [entry for entry in record["stages"] if "seconds" in entry]
+    total = sum(row["total"] for row in entries[-1]["parameters"])
+    trained = max(sum(row["trainable"] for row in entry["parameters"]) for entry in entries)
+    notes = [f"At most {trained:,} of {total:,} parameters are trained in a stage ({100 * trained / total:.2f} %)."]
+    if config.baselines:
+        notes.append("Every arm was trained with the same recipe, the same steps and the same seed; one seed was run.")
+    if "blind" in config.baselines and config.blind_image == "blank":
+        notes.append("The blind arm saw, in training and test, images of the mean colour in place of the real ones.")
+    return notes
+
+
+def _gallery(arm: Arm) -> list[GalleryItem]:
+    """Right and wrong answers in turn, categories in turn, from the first tasks on; the same for the same predictions."""
+    items: list[GalleryItem] = []
+    tasks = arm.config.evaluation.tasks
+    for task in tasks:
+        scorer = SCORERS.get(task.scorer)
+        source = open_task(task)
+        predictions = read_predictions(predictions_folder(arm.folder / "evaluation", task.name))
+        for prediction in _in_turn(predictions, -(-GALLERY_SIZE // len(tasks))):
+            images = source[prediction.index].images
+            score = prediction.score or 0.0
+            items.append(
+                GalleryItem(
+                    image=images[0].source if images else None,  # type: ignore[arg-type]
+                    question=prediction.question,
+                    answer=" | ".join(prediction.answers),
+                    prediction=prediction.prediction,
+                    is_right=score >= 0.5 if scorer.higher_is_better else score == 0.0,
+                    category=prediction.category,
+                )
+            )
+    return items
+
+
+def _in_turn(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
+    """`count` predictions that take categories, and right and wrong within each, in turn."""
+    queues: dict[tuple[Any, bool], list[Prediction]] = {}
+    for prediction in predictions:
+        queues.setdefault((prediction.category, (prediction.score or 0.0) >= 0.5), []).append(prediction)
+    chosen: list[Prediction] = []
+    lanes = [queues[key] for key in sorted(queues, key=str)]
+    depth = 0
+    while len(chosen) < min(count, len(predictions)):
+        chosen += [lane[depth] for lane in lanes if depth < len(lane)]
+        depth += 1
+    return chosen[:count]
+
+
+def _save_examples(gallery: Sequence[GalleryItem], folder: Path, count: int) -> None:
+    from unclipped.images.decode import load_image
+
+    shown = [item for item in gallery if item.image is not None and item.is_right] or list(gallery)
+    for number, item in enumerate(shown[:count], start=1):
+        if item.image is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            load_image(item.image).save(folder / f"{number}.png")
