@@ -8,7 +8,7 @@ from typing import Any, Literal
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.sample import ImagePart, Part, Sample, TextPart, Turn
-from unclipped.data.sources import LimitedSource, Source, open_source, samples_of
+from unclipped.data.sources import LimitedSource, Source, open_source
 from unclipped.evaluation.config import TaskConfig
 from unclipped.evaluation.predictions import Prediction
 from unclipped.evaluation.text import normalise
@@ -74,17 +74,21 @@ def _blank(part: ImagePart, image_processor: Any) -> ImagePart:
 
 
 def gold_of(sample: Sample, task: TaskConfig) -> tuple[str, ...]:
-    """The accepted answers. Raises DataError naming the sample when there is none."""
+    """The accepted answers. Raises DataError naming the sample when there is none but empty text."""
     answers = sample.answers or ((sample.answer,) if sample.answer else ())
-    if not answers:
+    if not any(answer.strip() for answer in answers):
         raise DataError(f"task {task.name}, sample {sample.id}: has no gold answer; add `answer` or `answers`")
     return tuple(answers)
 
 
 def answers_in(source: SourceConfig) -> set[str]:
-    """All gold answers of a training source, normalised without regard to case."""
+    """All gold answers of a training source, case-folded. Raises UsageError for an endless one."""
+    opened = open_source(source)
+    if opened.length is None:
+        raise UsageError(f"unseen_answers_of: {opened.name} is endless; set its limit")
     found: set[str] = set()
-    for sample in samples_of(open_source(source)):
+    for index in range(opened.length):
+        sample = opened[index]
         found.update(normalise(answer) for answer in (*sample.answers, sample.answer) if answer)
     return found
 
