@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from support.tiny_models import tiny_tokenizer
 
+from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError, UnclippedError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.data.encoding import encode_sample

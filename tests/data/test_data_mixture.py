@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import tiny_tokenizer
 
+from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.data.dataset import ExampleDataset
@@ -83,9 +83,10 @@ def test_epochs_and_seeds_differ_and_copies_agree() -> None:
     assert sorted(first) == sorted(second)
     assert first != second
     assert first != [mixture(Listed("a", 50), seed=1).sample(k).id for k in range(50)]
-    assert mixture(Listed("a", 50), seed=5, **{}).sample(3).id == pickle.loads(
-        pickle.dumps(mixture(Listed("a", 50), seed=5))
-    ).sample(3).id
+    assert (
+        mixture(Listed("a", 50), seed=5).sample(3).id
+        == pickle.loads(pickle.dumps(mixture(Listed("a", 50), seed=5))).sample(3).id
+    )
     assert mixed.length == 50
     assert mixture(Listed("a", 50), Listed("b", None)).length is None
 
@@ -97,7 +98,7 @@ def test_a_share_too_small_to_schedule_is_refused() -> None:
 
 def test_bad_samples_stop_or_are_counted_logged_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
     source = Listed("a", 20, bad=(3, 4))
-    with pytest.raises(DataError, match="sample 3|sample 4"):
+    with pytest.raises(DataError, match=r"sample 3|sample 4"):
         [mixture(source).sample(k) for k in range(20)]
     mixed = mixture(source, on_bad_sample="skip")
     with caplog.at_level(logging.WARNING, logger="unclipped.data"):

@@ -178,7 +178,12 @@ def test_images_folder_and_split(folder: Path, tmp_path: Path) -> None:
 def test_parquet_with_images_as_feature_bytes_and_messages(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_dict(
-        {"pic": [{"bytes": (folder / "one.png").read_bytes()}] * 2, "query": ["q0", "q1"], "label": ["a0", "a1"], "question_id": [5, 6]},
+        {
+            "pic": [{"bytes": (folder / "one.png").read_bytes()}] * 2,
+            "query": ["q0", "q1"],
+            "label": ["a0", "a1"],
+            "question_id": [5, 6],
+        },
         features=datasets.Features(
             {
                 "pic": datasets.Image(),
@@ -219,9 +224,7 @@ def test_cluster_part_and_limit(folder: Path) -> None:
     path = jsonl(folder / "lines.jsonl", rows)
     whole = opened(path, cluster=r"line-(\d+)-")
     assert whole[7].cluster == "1"
-    sides = {
-        side: opened(path, cluster=r"line-(\d+)-", part={"share": 0.3, "side": side}) for side in ("train", "dev")
-    }
+    sides = {side: opened(path, cluster=r"line-(\d+)-", part={"share": 0.3, "side": side}) for side in ("train", "dev")}
     ids = {side: {source[i].id for i in range(source.length or 0)} for side, source in sides.items()}
     assert ids["train"] | ids["dev"] == {row["id"] for row in rows}
     clusters = {side: {name.split("-")[1] for name in names} for side, names in ids.items()}

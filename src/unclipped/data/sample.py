@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -127,7 +127,7 @@ class Sample:
         )
         return replace(self, turns=turns)
 
-    def map_text(self, change: Any, roles: Iterable[str] = ("user", "assistant")) -> Sample:
+    def map_text(self, change: Callable[[str], str], roles: Iterable[str] = ("user", "assistant")) -> Sample:
         """`change(text) -> text` applied to the texts of `roles` and to answers and choices."""
         roles = tuple(roles)
         turns = tuple(
@@ -144,15 +144,16 @@ class Sample:
 
     def with_images(self, images: Iterable[ImagePart]) -> Sample:
         """The same sample with its images replaced in order. Raises ValueError when the number differs."""
-        supply: Iterator[ImagePart] = iter(tuple(images))
+        given = tuple(images)
+        if len(given) != len(self.images):
+            raise ValueError(f"sample {self.id}: {len(given)} images for {len(self.images)} places")
+        supply: Iterator[ImagePart] = iter(given)
         turns = []
         for turn in self.turns:
             parts: list[Part] = []
             for part in turn.parts:
-                parts.append(part if isinstance(part, TextPart) else next(supply, part))
+                parts.append(part if isinstance(part, TextPart) else next(supply))
             turns.append(replace(turn, parts=tuple(parts)))
-        if next(supply, None) is not None:
-            raise ValueError(f"sample {self.id}: more images given than the sample holds")
         return replace(self, turns=tuple(turns))
 
 

@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from functools import lru_cache, partial
@@ -153,11 +155,8 @@ class TokenBlocks:
     `block(i)` is a pure function of the seed and i. The tokens lie in a file mapped into memory, 2 or 4 bytes each.
     """
 
-    def __init__(
-        self, path: str | Path, dtype: str, block_length: int, *, seed: int = 0, keeper: object = None
-    ) -> None:
+    def __init__(self, path: str | Path, dtype: str, block_length: int, *, seed: int = 0) -> None:
         self.path, self.dtype, self.block_length, self.seed = str(path), dtype, block_length, seed
-        self._keeper = keeper  # a temporary folder goes when its object does
         self._tokens = np.memmap(path, dtype=dtype, mode="r")
         self.num_tokens = len(self._tokens)
         if self.num_tokens < block_length:
@@ -202,12 +201,9 @@ def build_token_blocks(
     Memory stays bounded: documents are tokenised in small batches and written at once. `folder` holds the file (by
     default a temporary one that goes with the process). Raises DataError when there is too little text.
     """
-    if folder is None:
-        keeper = tempfile.TemporaryDirectory(prefix="unclipped-text-")
-        folder = keeper.name
-    else:
-        keeper = None
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix="unclipped-text-") if folder is None else None
+    folder = Path(temporary or folder or ".")
+    folder.mkdir(parents=True, exist_ok=True)
     dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     handle, path = tempfile.mkstemp(dir=folder, prefix="tokens-", suffix=f".{dtype}")
     eos = tokenizer.eos_token_id
@@ -220,10 +216,19 @@ def build_token_blocks(
                 np.asarray([*ids, eos], dtype=dtype).tofile(stream)
                 written += len(ids) + 1
     if written < block_length:
+        shutil.rmtree(temporary) if temporary is not None else os.unlink(path)
         raise DataError(
             f"text: {written} tokens are fewer than one block of {block_length}; add text or shorten the block"
         )
-    return TokenBlocks(path, dtype, block_length, seed=seed, keeper=keeper)
+    blocks = TokenBlocks(path, dtype, block_length, seed=seed)
+    if temporary is not None:
+        weakref.finalize(blocks, _remove, temporary, os.getpid())
+    return blocks
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:  # a forked worker that lets go of its copy must not take the file from the others
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _batches(documents: Iterable[str], characters: int = 1 << 18) -> Iterator[list[str]]:

@@ -97,7 +97,7 @@ def images_of(value: Any, field: str, place: Place) -> list[ImagePart]:
         return [ImagePart(value, name)]
     if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path") is not None):
         return images_of(value["bytes"] if value.get("bytes") is not None else value["path"], field, place)
-    if hasattr(value, "tobytes") and hasattr(value, "convert"):  # a Pillow image
+    if not isinstance(value, dict) and hasattr(value, "tobytes") and hasattr(value, "convert"):  # a Pillow image
         return [ImagePart(value, name)]
     raise place.error(field, f"expected an image path, bytes or a list of them, found {described(value)}")
 
