@@ -113,9 +113,9 @@ def assemble(
         vocabulary = lm.get_input_embeddings().weight.shape[0]
         expected = probe_logits(lm, vocabulary)
         tokenizer = load_tokenizer(text_folder)
-        if len(tokenizer) > vocabulary:
+        if tokenizer.vocab_size > vocabulary:  # a few added tokens may lack rows: they get them below
             raise CheckpointError(
-                f"{text}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary is {vocabulary}; "
+                f"{text}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary is {vocabulary}; "
                 "they do not belong together"
             )
         notes = prepare_tokenizer(tokenizer, text)

@@ -50,8 +50,8 @@ class UnclippedConfig(PreTrainedConfig):
         if kwargs.get("attn_implementation") is None:
             # The base class would clear the choice that parts which are built already run with.
             kwargs["attn_implementation"] = {
-                "vision_config": self.vision_config._attn_implementation,
-                "text_config": self.text_config._attn_implementation,
+                "vision_config": _attention_of(self.vision_config),
+                "text_config": _attention_of(self.text_config),
             }
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
@@ -69,3 +69,10 @@ def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, default_type: 
     if "model_type" not in fields:
         raise UsageError("configuration: a part has no 'model_type'; copy it from the config.json it came from")
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def _attention_of(config: PreTrainedConfig) -> str | dict[str, Any] | None:
+    """The attention implementation of a configuration and of those inside it, in the form that transformers takes."""
+    inner = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {name: _attention_of(part) for name, part in inner.items() if isinstance(part, PreTrainedConfig)}
+    return {"": config._attn_implementation, **parts} if parts else config._attn_implementation

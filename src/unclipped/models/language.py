@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from unclipped.core.errors import CheckpointError
 from unclipped.encoders.checkpoint import FOLDER_FORM, checkpoint_folder, quiet, raise_misfits, read_config
@@ -17,6 +24,9 @@ from unclipped.models.chat import default_template, knows_images, with_images
 
 # Image tokens that tokenizers are known to bring; the first that is there is taken, else the last is added.
 IMAGE_TOKENS = ("<|image|>", "<|image_pad|>", "<image_soft_token>", "<image>")
+
+# Classes that are nothing but their tokenizer.json.
+GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,14 @@ def raise_loading_misfits(where: str, info: dict[str, Any]) -> None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a language model's folder. Raises CheckpointError when there is none."""
+    loader: Any = AutoTokenizer
     try:
+        stated = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+        if stated in GENERIC_TOKENIZERS:
+            # For some model types (Qwen2) transformers would put its own class and splitting rules in place of these.
+            loader = PreTrainedTokenizerFast
         with quiet():
-            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder))
+            return cast("PreTrainedTokenizerBase", loader.from_pretrained(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,24 +54,24 @@ def place_features(inputs_embeds: Tensor, mask: Tensor, features: Tensor) -> Ten
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1).expand_as(inputs_embeds), features)
 
 
-def usable_mask(attention_mask: Tensor | None, implementation: str | None, dtype: torch.dtype) -> Tensor | None:
+def usable_mask(attention_mask: Any, implementation: str | None, dtype: torch.dtype) -> Any:
     """A 4-D boolean mask (B, 1, Lq, Lk; true = may attend) in the form that the decoder's attention takes.
 
     A position that may attend nowhere (padding) attends to itself: softmax over nothing is not a number, and it would
     reach every gradient. Eager attention adds its mask, so it gets 0 and the most negative number instead.
-    Masks of other ranks pass unchanged. Raises DataError for attention that takes no dense mask.
+    Anything else (no mask, other ranks, the masks a kind of layer that `generate` prepares) passes unchanged. Raises
+    DataError for attention that takes no dense mask.
     """
-    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
         return attention_mask
     if implementation is not None and "flash" in implementation:
         raise DataError(
             f"a 4-D attention mask needs attention 'sdpa', 'eager' or 'flex_attention', found '{implementation}'"
         )
-    queries, keys = attention_mask.shape[-2:]
-    itself = torch.eye(queries, keys, dtype=torch.bool, device=attention_mask.device)
-    if keys > queries:  # with a cache the queries are the last positions
-        itself = itself.roll(keys - queries, dims=1)
-    mask = attention_mask | (~attention_mask.any(dim=-1, keepdim=True) & itself)
+    mask, (queries, keys) = attention_mask, attention_mask.shape[-2:]
+    if queries == keys:
+        itself = torch.eye(queries, dtype=torch.bool, device=mask.device)
+        mask = mask | (~mask.any(dim=-1, keepdim=True) & itself)
     if implementation == "eager":
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
     return mask
