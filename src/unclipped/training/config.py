@@ -129,7 +129,7 @@ class TokenizerConfig(FrozenConfig):
     """bpe: each digit is a token, so that numbers are spelt."""
     characters: str | None = None
     """characters: the alphabet beside printable ASCII; null: every character found in the training text."""
-    documents: PositiveInt = 20_000
+    documents: PositiveInt = 5_000
     """Documents of the mixture from which the tokenizer is trained."""
     source: str | None = None
     """Folder or hub id of a tokenizer to take as it is, instead of training one."""
@@ -150,8 +150,13 @@ class PretrainConfig(FrozenConfig):
     """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
     held_out_blocks: PositiveInt = 64
     """Blocks (language_model) or images (masked_autoencoder) on which the held-out loss is measured."""
+    rows: Literal["blocks", "samples"] = "blocks"
+    """language_model: `blocks`: all text in one stream cut into blocks, every token predicted. `samples`: one document
+    or sample a row, padded; of a sample only the answers are predicted, of a document every token."""
     block_length: PositiveInt = 256
-    """language_model: tokens in a block."""
+    """language_model: tokens in a block, and the longest row of `samples`."""
+    prepared_tokens: PositiveInt = 4_000_000
+    """language_model: most tokens that `blocks` prepares before training; they repeat in a fresh order after that."""
     steps: PositiveInt
     """Number of optimiser steps."""
     batch_size: PositiveInt = 32

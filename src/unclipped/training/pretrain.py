@@ -1,0 +1,22 @@
+"""Pretraining of one part alone: a language model from text, or a vision encoder from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unclipped.training.config import PretrainConfig
+from unclipped.training.record import TrainingResult
+from unclipped.training.stages import run_stages
+
+
+def pretrain(config: PretrainConfig, output: str | Path, *, resume: bool = False) -> TrainingResult:
+    """Train what `config` describes and write the run folder `output`; the model is `output/model`.
+
+    `language_model`: a folder that AutoModelForCausalLM and AutoTokenizer load. `masked_autoencoder`: a ViTMAE encoder
+    with its preprocessor. Raises as `run_stages`.
+    """
+    if config.objective == "language_model":
+        from unclipped.training.text_pretraining import language_model_job as make_job
+    else:
+        from unclipped.training.image_pretraining import masked_autoencoder_job as make_job
+    return run_stages(make_job(config), [config.stage()], config.training, output, resume=resume)

@@ -1,0 +1,192 @@
+"""A small decoder language model and its tokenizer, from text files and text-only samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from unclipped.core.errors import DataError, UsageError, nearest
+from unclipped.data.config import DataConfig
+from unclipped.data.mixture import Mixture
+from unclipped.data.sample import Sample, SampleGroup
+from unclipped.data.sources import SelectedSource, Source, open_source
+from unclipped.data.text import TokenBlocks, build_token_blocks, render_documents
+from unclipped.encoders.checkpoint import quiet
+from unclipped.objectives.language_model import LanguageModelObjective
+from unclipped.training import measure
+from unclipped.training.batches import Examples
+from unclipped.training.config import PretrainConfig
+from unclipped.training.examples import MixtureExamples
+from unclipped.training.folders import whole_folder
+from unclipped.training.stages import Job
+from unclipped.training.text import TextBlocks, blocks_of, held_out_blocks
+from unclipped.training.tokenizer import train_tokenizer
+
+_SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+_HELD_BACK_EVERY = 50
+_UNREACHED = 1 << 40
+"""First sample of an endless source that serves as held-out text; no training run comes that far."""
+
+
+def build_decoder(shape: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
+    """A decoder with fresh weights. `shape`: `model_type` (qwen3) and fields of its configuration.
+
+    Fields that are not given are those of a model of about a million parameters. Raises UsageError for a model type or
+    a field that transformers does not know.
+    """
+    fields = dict(shape)
+    model_type = str(fields.pop("model_type", "qwen3"))
+    if model_type not in CONFIG_MAPPING:
+        raise UsageError(f"shape.model_type: unknown '{model_type}'; {nearest(model_type, CONFIG_MAPPING.keys())}")
+    known = CONFIG_MAPPING[model_type]()
+    for name in fields:
+        if not hasattr(known, name):
+            valid = [field for field in known.to_dict() if not field.startswith("_")]
+            raise UsageError(f"shape.{name}: {model_type} has no such field; {nearest(name, valid)}")
+    small = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
+    merged = small | fields
+    if hasattr(known, "head_dim") and "head_dim" not in fields:
+        merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(model_type, **(merged | special | {"vocab_size": len(tokenizer)}))
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+class BlockExamples:
+    """Example i is block i of the corpus; every token after the first is predicted."""
+
+    def __init__(self, blocks: TokenBlocks) -> None:
+        self.blocks = blocks
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """`input_ids` and `labels`, int64 (batch, block length), and the blocks' numbers."""
+        ids = torch.from_numpy(np.stack([self.blocks.block(index) for index in indices]))  # (batch, length)
+        return {"input_ids": ids, "labels": ids.clone(), "sample_ids": [f"block {index}" for index in indices]}
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """All blocks are equally long."""
+        return [self.blocks.block_length] * len(indices)
+
+
+@dataclass
+class Corpus:
+    """Training sources without the part that is held back, and that part."""
+
+    config: DataConfig
+    sources: list[Source]
+    held_back: list[Sample]
+    seed: int
+
+    def mixture(self) -> Mixture:
+        return Mixture(self.config, self.seed, sources=self.sources)
+
+
+def open_corpus(config: PretrainConfig) -> Corpus:
+    """Open the sources; unless `held_out` names text, hold back every fiftieth sample of each finite source.
+
+    Of endless sources, samples are taken that training never reaches.
+    """
+    seed = config.training.seed if config.data.seed is None else config.data.seed
+    sources: list[Source] = []
+    held_back: list[Sample] = []
+    for source_config in config.data.sources:
+        source = open_source(source_config, seed=seed)
+        if not config.held_out and source.length is not None and source.length > 1:
+            is_held = np.arange(source.length) % _HELD_BACK_EVERY == min(_HELD_BACK_EVERY, source.length) - 1
+            most = config.held_out_blocks * config.block_length  # a document holds at least one token
+            held_back += [source[int(index)] for index in np.flatnonzero(is_held)[:most]]
+            source = SelectedSource(source, np.flatnonzero(~is_held), name=source.name)
+        elif not config.held_out and source.length is None:
+            held_back += [source[_UNREACHED + index] for index in range(8 * config.held_out_blocks)]
+        sources.append(source)
+    return Corpus(config.data, sources, held_back, seed)
+
+
+def _samples(mixture: Mixture, most: int | None = None) -> Iterator[Sample]:
+    """One pass over a finite mixture, `most` draws of an endless one."""
+    count = mixture.length if mixture.length is not None else most
+    for index in range(count if most is None or count is None else min(count, most)):
+        item = mixture.sample(index)
+        yield from item.samples if isinstance(item, SampleGroup) else (item,)
+
+
+def language_model_job(config: PretrainConfig) -> Job:
+    """Train the tokenizer, build the decoder and describe the training. Raises UsageError and DataError."""
+    corpus = open_corpus(config)
+    texts = (part for sample in _samples(corpus.mixture(), config.tokenizer.documents) for part in _texts(sample))
+    tokenizer = train_tokenizer(config.tokenizer, texts)
+    torch.manual_seed(config.training.seed)
+    model = build_decoder(config.shape, tokenizer)
+    held_out = _held_out(config, corpus, tokenizer)
+
+    def save(folder: Path) -> None:
+        with whole_folder(folder) as temporary, quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+
+    return Job(
+        model=model,
+        make_objective=lambda stage, carried: LanguageModelObjective(model),
+        make_examples=lambda stage: _examples(config, corpus, tokenizer),
+        save=save,
+        measure_text=lambda: measure.text_perplexity(model, held_out.blocks, bytes_per_block=held_out.bytes_per_block),
+    )
+
+
+def _examples(config: PretrainConfig, corpus: Corpus, tokenizer: Any) -> Examples:
+    mixture = corpus.mixture()
+    if config.rows == "samples":
+        return MixtureExamples(mixture, tokenizer, max_length=config.block_length)
+    wanted = min(config.prepared_tokens, (config.steps + 1) * config.batch_size * config.block_length)
+    return BlockExamples(
+        build_token_blocks(
+            _documents(mixture, tokenizer, wanted), tokenizer, config.block_length, seed=config.training.seed
+        )
+    )
+
+
+def _documents(mixture: Mixture, tokenizer: Any, wanted_tokens: int) -> Iterator[str]:
+    """Rendered documents until about `wanted_tokens` tokens are there, or a finite mixture has been gone through."""
+    end = tokenizer.eos_token or ""
+    characters, tokens_per_character = 0, 1.0
+    for number, text in enumerate(render_documents(_samples(mixture, wanted_tokens), tokenizer)):
+        yield text.removesuffix(end)  # the block builder puts one there itself
+        characters += len(text)
+        if number < 64:  # the rate of the first documents is enough to know when to stop
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens_per_character = max(0.05, len(ids) / max(1, len(text)))
+        if characters * tokens_per_character >= wanted_tokens:
+            return
+
+
+def _texts(sample: Sample) -> Iterator[str]:
+    for turn in sample.turns:
+        if turn.text:
+            yield turn.text
+
+
+def _held_out(config: PretrainConfig, corpus: Corpus, tokenizer: Any) -> TextBlocks:
+    count, length = config.held_out_blocks, config.block_length
+    if config.held_out:
+        return held_out_blocks(config.held_out, tokenizer, count, length=length, seed=corpus.seed)
+    if not corpus.held_back:
+        raise DataError("data: a single document leaves nothing to hold back; give held_out, or more documents")
+    return blocks_of((sample.without_images() for sample in corpus.held_back), tokenizer, count, length)
