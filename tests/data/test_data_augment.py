@@ -146,6 +146,25 @@ def test_images_without_steps_and_samples_without_images_pass_unchanged() -> Non
     assert augment(sample, config_of(*STEPS), np.random.default_rng(0)) is sample
 
 
+def test_a_blind_run_reads_the_texts_of_the_seeing_one() -> None:
+    class One:
+        name, length = "one", 5
+
+        def __getitem__(self, index: int) -> Sample:
+            return Sample.qa(f"a{index}", [ImagePart(boxes())], "in the left box?", "right")
+
+    fields = {"sources": [{"source": "one"}], "augment": {"steps": STEPS}}
+    seeing, blind = (
+        Mixture(DataConfig.model_validate({**fields, "blind": flag}), 3, sources=[One()]) for flag in (False, True)
+    )
+    for index in range(10):
+        one, other = seeing.sample(index), blind.sample(index)
+        assert isinstance(one, Sample)
+        assert isinstance(other, Sample)
+        assert (one.question, one.answer) == (other.question, other.answer)
+        assert other.images == ()
+
+
 def test_image_size_reads_the_header_and_its_rotation(tmp_path: Path) -> None:
     image = tiny_image(10, 30)
     exif = image.getexif()

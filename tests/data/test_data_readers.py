@@ -93,6 +93,7 @@ def test_llava_as_one_json_array(folder: Path) -> None:
     (folder / "train.json").write_text(json.dumps([{"id": 7, "image": "one.png", "conversations": CONVERSATION}]))
     source = opened(folder)
     assert source.length == 1
+    assert pickle.loads(pickle.dumps(source))[0] == source[0]
     assert source[0].id == "7"
     assert described(source[0]) == ASKED
 
@@ -198,6 +199,8 @@ def test_parquet_with_images_as_feature_bytes_and_messages(folder: Path) -> None
     sample = opened(folder / "p", options={"image": "pic"})[1]
     assert (sample.id, sample.question, sample.answer) == ("6", "q1", "a1")
     assert isinstance(sample.images[0].source, bytes)
+    copied = pickle.loads(pickle.dumps(opened(folder / "p", options={"image": "pic"})))
+    assert copied[1] == sample
     with pytest.raises(UsageError, match="no column 'picture'"):
         opened(folder / "p", options={"image": "picture"})
 
@@ -217,6 +220,9 @@ def test_text_documents_as_samples(folder: Path) -> None:
     source = opened(folder / "notes.txt", options={"document_characters": 5})
     assert [source[index].turns[0].text for index in range(source.length or 0)] == ["first line", "second"]
     assert source[0].turns[0].role == "document"
+    assert opened(folder / "*.txt", format="text").length == 1
+    with pytest.raises(UsageError, match="options"):
+        opened(folder / "notes.txt", options={"documents": 5})
 
 
 def test_cluster_part_and_limit(folder: Path) -> None:

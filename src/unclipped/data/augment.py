@@ -28,23 +28,30 @@ if TYPE_CHECKING:
     Change = Callable[[Image.Image], Image.Image]
 
 
-def augment(item: Sample | SampleGroup, config: AugmentConfig, generator: np.random.Generator) -> Sample | SampleGroup:
+def augment(
+    item: Sample | SampleGroup, config: AugmentConfig, generator: np.random.Generator, *, blind: bool = False
+) -> Sample | SampleGroup:
     """`item` with every step of `config` applied; all samples of a group get the same change, images and words alike.
 
-    Samples without images pass unchanged. Raises ImageError when an image cannot be decoded.
+    Samples without images pass unchanged. With `blind`, words change as they would beside their image but no image is
+    decoded or returned: a blind run then reads the very texts of the run that it is compared with. Raises ImageError
+    when an image cannot be decoded.
     """
     if not config.steps or not item.images:
         return item
     samples = item.samples if isinstance(item, SampleGroup) else (item,)
-    images = [_decoded(part) for part in item.images]
+    images = [] if blind else [_decoded(part) for part in item.images]
     names = [part.label for part in item.images]
     for step in config.steps:
         change, renamed = _draw(step, samples, generator)
         images = [change(image) for image in images]
         if renamed:
             samples = tuple(sample.map_text(lambda text, table=renamed: rename(text, table)) for sample in samples)
-    parts = tuple(ImagePart(image, name) for image, name in zip(images, names, strict=True))
-    changed = tuple(sample.with_images(parts) for sample in samples)
+    if blind:
+        changed = tuple(sample.without_images() for sample in samples)
+    else:
+        parts = tuple(ImagePart(image, name) for image, name in zip(images, names, strict=True))
+        changed = tuple(sample.with_images(parts) for sample in samples)
     return SampleGroup(changed) if isinstance(item, SampleGroup) else changed[0]
 
 

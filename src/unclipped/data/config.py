@@ -114,7 +114,8 @@ class SourceConfig(FrozenConfig):
     """One place that samples come from."""
 
     source: Annotated[str, Field(min_length=1)]
-    """`generated:NAME`, or a file or folder. In a folder, `<split>.jsonl` (or .json, .parquet) is taken."""
+    """`generated:NAME`, or a file or folder; with format `text` also a pattern such as `texts/*.gz`. In a folder,
+    `<split>.jsonl` (or .json, .parquet) is taken."""
     format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "parquet", "text"] = "auto"
     """File format; `auto` looks at the content."""
     split: str = "train"

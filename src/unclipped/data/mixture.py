@@ -63,10 +63,10 @@ class Mixture:
         """Draw `index`, augmented or blind as configured. Raises DataError when it is unusable, under any policy."""
         which, unit_index = self.place(index)
         item = self.units[which].get(unit_index)
-        if self.config.blind:
-            return item.without_images()
         steps = self._augmentation(which)
-        return augment(item, steps, np.random.default_rng([self.seed, index, 7])) if steps is not None else item
+        if steps is not None:
+            item = augment(item, steps, np.random.default_rng([self.seed, index, 7]), blind=self.config.blind)
+        return item.without_images() if self.config.blind else item
 
     def sample(self, index: int) -> Sample | SampleGroup:
         """Draw `index` under the policy for bad samples."""

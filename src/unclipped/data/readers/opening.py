@@ -27,17 +27,17 @@ TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
 def open_reader(config: SourceConfig) -> Source:
     """The source in a file or folder. Raises DataError when nothing is there or its format cannot be told."""
     path = Path(config.source)
+    kind = config.format
+    if kind == "text":  # may be a pattern of file names
+        return _open_text(path, config)
     if not path.exists():
         raise DataError(f"source {path}: no such file or folder")
-    kind = config.format
-    if kind != "text" and path.is_dir():
+    if path.is_dir():
         path = _file_of_split(path, config)
     if kind == "auto":
         kind = _kind_by_name(path)
     if kind == "text":
-        from unclipped.data.readers.text import TextSource
-
-        return TextSource(path, config)
+        return _open_text(path, config)
     if kind == "parquet":
         from unclipped.data.readers.parquet import open_parquet
 
@@ -51,11 +51,15 @@ def open_reader(config: SourceConfig) -> Source:
     if kind == "auto":
         kind = kind_of_row(rows[0], str(path))
     if kind == "text":
-        from unclipped.data.readers.text import TextSource
-
-        return TextSource(path, config)
+        return _open_text(path, config)
     qa.check_options(config, qa.OPTIONS if kind == "qa" else ())
     return RowSource(rows, PARSERS[kind], config)
+
+
+def _open_text(path: Path, config: SourceConfig) -> Source:
+    from unclipped.data.readers.text import TextSource
+
+    return TextSource(path, config)
 
 
 def _file_of_split(folder: Path, config: SourceConfig) -> Path:

@@ -8,6 +8,7 @@ rows hold too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,25 @@ def open_parquet(path: Path, config: SourceConfig) -> RowSource:
             "name them in options, as in options: {question: COLUMN, answer: COLUMN, image: COLUMN}"
         )
 
-    def parse(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
-        named = {field: row[column] for field, column in columns.items()}
-        if named.get("id") is not None:
-            place = Place(place.file, place.row, place.images, str(named["id"]))
-        if "messages" in columns:
-            return parse_conversation(named, place, turns_field="messages", image_field="image")
-        return qa.parse_qa(named, place, config)
-
-    source = RowSource(rows, parse, config)
+    source = RowSource(rows, _Parse(columns), config)
     if path.is_dir() and config.images is None:
         source._images = path
     return source
+
+
+@dataclass(frozen=True)
+class _Parse:
+    """Rows of named columns as samples; a class, since workers started afresh must be able to pickle it."""
+
+    columns: dict[str, str]
+
+    def __call__(self, row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
+        named = {field: row[column] for field, column in self.columns.items()}
+        if named.get("id") is not None:
+            place = replace(place, sample=str(named["id"]))
+        if "messages" in self.columns:
+            return parse_conversation(named, place, turns_field="messages", image_field="image")
+        return qa.parse_qa(named, place, config)
 
 
 def _load(path: Path, config: SourceConfig) -> Any:
