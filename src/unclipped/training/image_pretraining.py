@@ -1,0 +1,187 @@
+"""A small vision encoder from images alone, by masked autoencoding."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from unclipped.core.errors import DataError, UsageError, nearest
+from unclipped.core.files import write_json
+from unclipped.data.mixture import Mixture
+from unclipped.data.sample import ImagePart
+from unclipped.data.statistics import statistics_of_images
+from unclipped.encoders.checkpoint import quiet
+from unclipped.encoders.vit_mae_init import initialise_vit_mae
+from unclipped.images.config import ImageRule
+from unclipped.images.decode import load_image
+from unclipped.images.rules import apply_rule
+from unclipped.objectives.masked_autoencoder import MaskedAutoencoderObjective
+from unclipped.training.config import PretrainConfig
+from unclipped.training.folders import whole_folder
+from unclipped.training.stages import Job
+
+_SMALL = {
+    "image_size": 96,
+    "patch_size": 12,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 384,
+    "decoder_hidden_size": 64,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 192,
+    "norm_pix_loss": True,
+}
+_MEASURED_IMAGES = 512
+_CACHE_BYTES = 1 << 29
+
+
+def build_autoencoder(shape: dict[str, Any], image_size: int | None = None) -> ViTMAEForPreTraining:
+    """A ViTMAE with fresh weights, positions included. `shape`: fields of ViTMAEConfig; the default is small.
+
+    Raises UsageError for another model type, an unknown field, or an image side that patches do not fill.
+    """
+    fields = dict(shape)
+    if (model_type := fields.pop("model_type", "vit_mae")) != "vit_mae":
+        raise UsageError(f"shape.model_type: masked_autoencoder trains vit_mae, found '{model_type}'")
+    known = ViTMAEConfig().to_dict()
+    for name in fields:
+        if name not in known:
+            raise UsageError(f"shape.{name}: vit_mae has no such field; {nearest(name, known)}")
+    merged = _SMALL | fields | ({"image_size": image_size} if image_size is not None else {})
+    for name in ("image_size", "patch_size"):
+        if not isinstance(merged[name], int):
+            raise UsageError(f"shape.{name}: expected one number of pixels (square), found {merged[name]!r}")
+    if merged["image_size"] % merged["patch_size"]:
+        raise UsageError(
+            f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
+        )
+    return initialise_vit_mae(ViTMAEForPreTraining(ViTMAEConfig(**merged)))
+
+
+class ImageExamples:
+    """Example i is an image of draw i, stretched to a square; window, flip and mask are functions of the seed and i."""
+
+    def __init__(self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, *, num_patches: int) -> None:
+        """`rule`: the stretch, and the mean and standard deviation. `num_patches`: masked and shown of each image."""
+        assert rule.size is not None
+        self.mixture, self.rule, self.num_patches = mixture, rule, num_patches
+        self.side, self.seed = rule.size[0], config.training.seed
+        self.batch_size, self.flip = config.batch_size, config.flip
+        self.smallest_window = config.smallest_window or self.side
+        if self.smallest_window > self.side:
+            raise UsageError(
+                f"smallest_window: {config.smallest_window} is larger than the image side of {self.side} px"
+            )
+        is_fixed = mixture.config.augment is None and all(s.augment is None for s in mixture.config.sources)
+        self._cache: OrderedDict[tuple[int, ...], np.ndarray] | None = OrderedDict() if is_fixed else None
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """`pixel_values` (batch, channels, side, side), `noise` (batch, patches), `sample_ids`."""
+        loaded = [self.mixture.first_good(index, lambda item, i=index: self._image(item, i)) for index in indices]
+        pixels = torch.from_numpy(np.stack([image for _, image in loaded])).permute(0, 3, 1, 2)  # (B, C, side, side)
+        generators = [np.random.default_rng([self.seed, index, 11]) for index in indices]
+        noise = np.stack([g.random(self.num_patches, dtype=np.float32) for g in generators])  # (B, patches)
+        if self.flip:
+            mirrored = torch.tensor([bool(g.random() < 0.5) for g in generators])
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        return {
+            "pixel_values": self.normalise(self._window(pixels.float() / 255, indices[0] // self.batch_size)),
+            "noise": torch.from_numpy(noise),
+            "sample_ids": [name for name, _ in loaded],
+        }
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(…, C, H, W) in 0..1 -> the encoder's scale."""
+        mean = torch.tensor(self.rule.mean).view(-1, 1, 1)
+        std = torch.tensor(self.rule.std).view(-1, 1, 1)
+        return (pixels - mean) / std
+
+    def _window(self, pixels: Tensor, step: int) -> Tensor:
+        """One random square window for the whole batch, stretched back to the full side."""
+        if self.smallest_window == self.side:
+            return pixels
+        generator = np.random.default_rng([self.seed, step, 12])
+        side = int(generator.integers(self.smallest_window, self.side + 1))
+        top, left = (int(v) for v in generator.integers(0, self.side - side + 1, size=2))
+        window = pixels[:, :, top : top + side, left : left + side]  # (B, C, window, window)
+        if side == self.side:
+            return window
+        return F.interpolate(window, size=(self.side, self.side), mode="bilinear", align_corners=False)
+
+    def _image(self, item: Any, index: int) -> tuple[str, np.ndarray]:
+        """(sample id, uint8 (side, side, channels)) of one of the sample's images."""
+        parts: tuple[ImagePart, ...] = tuple(item.images)
+        if not parts:
+            raise DataError(f"sample {item.id}: has no image, which masked_autoencoder needs")
+        which = int(np.random.default_rng([self.seed, index, 13]).integers(len(parts)))
+        key = (*self.mixture.place(index), which)
+        if self._cache is not None and key in self._cache:
+            return item.id, self._cache[key]
+        part, rule = parts[which], self.rule
+        image = load_image(
+            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
+        )
+        pixels = np.asarray(apply_rule(image.convert("L" if rule.channels == 1 else "RGB"), rule))
+        pixels = pixels.reshape(self.side, self.side, rule.channels)
+        if self._cache is not None:
+            self._cache[key] = pixels
+            if len(self._cache) * pixels.nbytes > _CACHE_BYTES:
+                self._cache.popitem(last=False)
+        return item.id, pixels
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """All images are equally large."""
+        return [self.num_patches] * len(indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": OrderedDict() if self._cache is not None else None}
+
+
+def masked_autoencoder_job(config: PretrainConfig) -> Job:
+    """Measure the pixels, build the autoencoder and describe the training. Raises UsageError and DataError."""
+    torch.manual_seed(config.training.seed)
+    model = build_autoencoder(config.shape, config.image_size)
+    side, patch, channels = model.config.image_size, model.config.patch_size, model.config.num_channels
+    mixture = Mixture(config.data, config.training.seed)
+    rule = ImageRule(rule="squash", size=(side, side), patch_size=(patch, patch), channels=channels)
+    images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)
+    mean, std = statistics_of_images(images, rule)
+    rule = rule.model_copy(update={"mean": mean, "std": std})
+
+    def save(folder: Path) -> None:
+        with whole_folder(folder) as temporary, quiet():
+            model.vit.save_pretrained(temporary)
+            write_json(temporary / "preprocessor_config.json", _preprocessor(rule))
+
+    return Job(
+        model=model,
+        make_objective=lambda stage, carried: MaskedAutoencoderObjective(model),
+        make_examples=lambda stage: ImageExamples(mixture, rule, config, num_patches=(side // patch) ** 2),
+        save=save,
+    )
+
+
+def _preprocessor(rule: ImageRule) -> dict[str, Any]:
+    """What transformers' ViT image processor reads."""
+    assert rule.size is not None
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": rule.size[0], "width": rule.size[1]},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(rule.mean),
+        "image_std": list(rule.std),
+    }
