@@ -105,8 +105,8 @@ def assemble(
     settings = {key: value for key, value in (image or {}).items() if value is not None}
     llm_options = _llm_options(vision, patch_size, rope, rope_theta, stem, settings)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
         lm, text_folder = load_language_model(text, dtype)
+        torch.manual_seed(seed)  # again before each new part: the start of one never depends on the others
         vision_tower, weights, licence = _vision_tower(
             vision, feature_layers, baseline, lm.dtype, random_vision, llm_options
         )
@@ -119,11 +119,13 @@ def assemble(
                 "they do not belong together"
             )
         notes = prepare_tokenizer(tokenizer, text)
+        torch.manual_seed(seed)
         added = fit_vocabulary(lm, tokenizer)
         rule = image_rule(vision_tower, parsed, settings)
         processor = UnclippedProcessor(
             UnclippedImageProcessor(rule), tokenizer, connector=parsed, image_token=notes.image_token
         )
+        torch.manual_seed(seed)
         model = _join(lm, vision_tower, parsed, processor.image_token_id, baseline, feature_layers)
     _set_generation(model, lm, tokenizer)
     distance = (probe_logits(model, vocabulary) - expected).abs().max().item()
