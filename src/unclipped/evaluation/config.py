@@ -63,8 +63,9 @@ class EvaluationConfig(FrozenConfig):
     """What the model sees of each image: the image, nothing, or an image of the mean colour in its place (for arms
     trained that way)."""
     interval: Literal["auto", "bootstrap", "wilson"] = "auto"
-    """`bootstrap`: percentile bootstrap over clusters. `wilson`: for right-or-wrong scores. `auto`: bootstrap, but
-    Wilson where it degenerates (right-or-wrong scores that are all equal, or fewer than 30 clusters)."""
+    """`bootstrap`: percentile bootstrap over clusters. `wilson`: for right-or-wrong scores (others keep the
+    bootstrap). `auto`: bootstrap, but Wilson where it degenerates (right-or-wrong scores that are all equal, or fewer
+    than 30 clusters)."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Number of bootstrap resamples."""
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)

@@ -21,7 +21,7 @@ ARM_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--rule)"} | {
     colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -39,10 +39,10 @@ _POINTS_A_CURVE = 300
 
 def _svg(figure: Figure, salt: str, description: str) -> str:
     """The figure as an `<svg>` element with a text alternative; `salt` keeps the ids of several figures apart."""
-    import matplotlib
+    from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -102,10 +102,10 @@ def joined_curve(rows: Sequence[Mapping[str, Any]], key: str = "loss") -> tuple[
 
 def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], *, narrow: bool) -> str:
     """Loss against step, one line an arm (colour and dashes), stage boundaries as vertical lines."""
-    import matplotlib
+    from matplotlib import rc_context, ticker
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 3.3) if narrow else (8.2, 3.5), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
@@ -131,8 +131,8 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
             drawn += smooth
         if drawn and min(drawn) > 0 and max(drawn) / min(drawn) > 20:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         for name, first, last in marks if len(marks) > 1 else ():
             if first:
                 axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -151,7 +151,7 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
         axes.set_ylabel("training loss")
         axes.grid(axis="y", linewidth=0.6)
         axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4 if narrow else 8, integer=True))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4 if narrow else 8, integer=True))
         _bare(axes)
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -178,14 +178,14 @@ def bar_plot(
 
     arms: {arm: {category: {metric, low, high, count}}}; categories that lack the metric are left out.
     """
-    import matplotlib
+    from matplotlib import colors, rc_context
     from matplotlib.figure import Figure
 
     scale = 100.0 if as_percent else 1.0
     categories = list(dict.fromkeys(name for rows in arms.values() for name, row in rows.items() if metric in row))
     thickness = 0.8 / len(arms)
     height = 0.75 + len(categories) * (0.16 + 0.19 * len(arms))
-    with matplotlib.rc_context(_STYLE):
+    with rc_context(_STYLE):
         figure = Figure(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
         axes = figure.subplots()
         largest = 0.0
@@ -198,7 +198,7 @@ def bar_plot(
             colour = ARM_COLOURS[number % len(ARM_COLOURS)]
             axes.barh(
                 middles, values, height=thickness * 0.86, label=labels.get(arm, arm), linewidth=0.8, edgecolor=colour,
-                facecolor=(*matplotlib.colors.to_rgb(colour), 1.0) if not number else "none",
+                facecolor=(*colors.to_rgb(colour), 1.0) if not number else "none",
                 hatch=ARM_HATCHES[number % len(ARM_HATCHES)],
             )  # fmt: skip
             whiskers = [

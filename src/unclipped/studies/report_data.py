@@ -74,6 +74,7 @@ class ReportData:
     """{arm: rows of its metrics.jsonl} with `stage`, `step` and `loss`."""
     stages: Sequence[StageInfo] = ()
     gallery: Sequence[GalleryItem] = ()
+    gallery_note: str = "They were chosen to show right and wrong answers alike: their share here is not the accuracy."
     times: Mapping[str, float] = field(default_factory=dict)
     """{what: seconds}."""
     costs: Mapping[str, str] = field(default_factory=dict)
