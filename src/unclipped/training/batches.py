@@ -5,7 +5,8 @@ Therefore resuming is starting at another k, and any number of processes sees th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -92,13 +93,20 @@ class StageBatches(Dataset[dict[str, Any]]):
         return {key: value for key, value in self.__dict__.items() if key != "_cached_window"}
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the main process decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class StageLoader:
     """Iterates over the micro-batches of a stage from a step on; the number of steps already done is asked at start."""
 
-    def __init__(self, batches: StageBatches, finished_steps: Any, *, workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self, batches: StageBatches, finished_steps: Callable[[], int], *, workers: int, pin_memory: bool
+    ) -> None:
         self.batches, self.finished_steps, self.workers, self.pin_memory = batches, finished_steps, workers, pin_memory
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         start = self.finished_steps() * self.batches.accumulation
         return iter(
             DataLoader(
@@ -110,5 +118,6 @@ class StageLoader:
                 # Its own generator: the loader would otherwise draw from the global one, whose state a resumed run
                 # must find as the unbroken run left it.
                 generator=torch.Generator().manual_seed(0),
+                worker_init_fn=_ignore_interrupts if self.workers else None,
             )
         )

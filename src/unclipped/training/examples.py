@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from unclipped.data.blank import with_blank_images
 from unclipped.data.collate import Collator
-from unclipped.data.encoding import encode
+from unclipped.data.encoding import Example, encode
 from unclipped.data.mixture import Mixture
+from unclipped.data.sample import Sample, SampleGroup
 
 
 class MixtureExamples:
@@ -19,12 +21,12 @@ class MixtureExamples:
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The collated batch of these draws; the mixture's policy for bad samples covers encoding too."""
-        return self.collator(
-            [
-                self.mixture.first_good(index, lambda item: encode(item, self.processor, max_length=self.max_length))
-                for index in indices
-            ]
-        )
+        return self.collator([self.mixture.first_good(index, self._encode) for index in indices])
+
+    def _encode(self, item: Sample | SampleGroup) -> Example:
+        if self.mixture.config.blind == "blank":
+            item = with_blank_images(item, self.processor.image_processor.mean)
+        return encode(item, self.processor, max_length=self.max_length)
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         """Estimated tokens of each draw."""

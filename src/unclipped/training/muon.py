@@ -17,17 +17,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 
-def orthogonalise(
-    matrices: Tensor, *, coefficients: tuple[float, float, float], steps: int, epsilon: float, dtype: torch.dtype
-) -> Tensor:
-    """Move the singular values of each matrix near one, keeping its singular vectors (quintic Newton–Schulz).
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float) -> Tensor:
+    """Move the singular values of each matrix near one, keeping its singular vectors, in the number format given.
 
-    `matrices`: (count, rows, columns) -> the same shape, in `dtype`. Method: https://kellerjordan.github.io/posts/muon/
+    `matrices`: (count, rows, columns) -> the same shape. Source: K. Jordan, "Muon: An optimizer for hidden layers in
+    neural networks" (2024): X ← aX + (bA + cA²)X with A = XXᵀ, started at X / ‖X‖ (Frobenius).
     """
     a, b, c = coefficients
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(dtype)
-    x = x.mT if is_tall else x  # (count, short, long): the product below is then the smaller one
+    x = matrices.mT if is_tall else matrices  # (count, short, long): the product below is then the smaller one
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=epsilon)
     for _ in range(steps):
         gram = x @ x.mT  # (count, short, short)
@@ -78,19 +76,15 @@ class Muon(torch.optim.Muon):
     def _apply(pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """Orthogonalise the updates of equally shaped parameters and take the step."""
         stacked = torch.stack([update for _, update in pairs]) if len(pairs) > 1 else pairs[0][1].unsqueeze(0)
-        directions = orthogonalise(
-            stacked,
-            coefficients=group["ns_coefficients"],
-            steps=group["ns_steps"],
-            epsilon=group["eps"],
-            dtype=torch.bfloat16 if stacked.device.type == "cuda" else torch.float32,
-        )
+        stacked = stacked.to(torch.bfloat16 if stacked.device.type == "cuda" else torch.float32)
+        directions = orthogonalise(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = stacked.shape[-2:]
         rate = group["lr"] * _shape_factor(group["adjust_lr_fn"], rows, columns)
         for (parameter, _), direction in zip(pairs, directions, strict=True):
             if isinstance(parameter, DTensor):
-                whole = DTensor.from_local(direction.to(parameter.dtype), parameter.device_mesh, [Replicate()])
+                whole = DTensor.from_local(direction, parameter.device_mesh, [Replicate()])
                 direction = whole.redistribute(placements=parameter.placements)  # each process keeps its piece
+            direction = direction.to(parameter.dtype)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(direction, alpha=-rate)
 

@@ -79,7 +79,7 @@ class _VisionLanguageJob:
         return data
 
     def skip(self, stage: StageConfig) -> str | None:
-        if self.data_of(stage).blind and "text" not in stage.train:
+        if self.data_of(stage).blind == "removed" and "text" not in stage.train:
             return f"the data is blind and only {', '.join(stage.train)} would be trained"
         return None
 

@@ -22,8 +22,8 @@ from unclipped.training.batches import Examples, StageBatches
 from unclipped.training.checkpoint import Position
 from unclipped.training.config import StageConfig, TrainingConfig
 from unclipped.training.device import choose_device, choose_precision, compile_blocks, uncompile_blocks, world
-from unclipped.training.interrupt import StopRequest
-from unclipped.training.parallel import is_distributed, load_whole, shard, whole
+from unclipped.training.interrupt import StopRequest, TrainingInterrupted
+from unclipped.training.parallel import any_rank, is_distributed, load_whole, shard, whole
 from unclipped.training.progress import Reporter
 from unclipped.training.record import TrainingResult, hardware, read_record
 from unclipped.training.trainer import UnclippedTrainer
@@ -95,10 +95,19 @@ class _Run:
                 for index, stage in enumerate(self.stages):
                     if self.position is None or index >= self._next_stage():
                         self._stage(index, stage, stop)
+                        self._heed(stop, index)
             return self._end()
         finally:
             self.reporter.end_stage()
             torch.set_num_threads(threads_before)
+
+    def _heed(self, stop: StopRequest, index: int) -> None:
+        """Stop between stages when asked to."""
+        if any_rank(stop.is_set, self.device) and index + 1 < len(self.stages):
+            raise TrainingInterrupted(
+                f"interrupted after stage '{self.stages[index].name}', before '{self.stages[index + 1].name}'; "
+                f"saved under {self.output / CHECKPOINTS}. Go on with the same command and --resume"
+            )
 
     def _next_stage(self) -> int:
         assert self.position is not None
