@@ -217,6 +217,13 @@ def test_held_out_flag_makes_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert set(result.categories) == {"all"}
 
 
+def test_questions_about_one_image_are_drawn_together(data: Path, tmp_path: Path) -> None:
+    plain = task(data, source=SourceConfig(source=str(data), split="val"))
+    result = run(Scripted(sighted), plain, tmp_path / "out")
+    assert (result.overall.count, result.overall.clusters) == (40, 10)
+    assert read_predictions(tmp_path / "out")[3].cluster == "images 3.png"
+
+
 def test_limit_and_single_category_table(data: Path, tmp_path: Path) -> None:
     assert run(Scripted(sighted), task(data, limit=5), tmp_path / "out").overall.count == 5
 

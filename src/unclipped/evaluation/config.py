@@ -16,7 +16,8 @@ class TaskConfig(FrozenConfig):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     """Name of the task: the key in results and the name of its folder (letters, digits, `_ . + -`)."""
     source: SourceConfig
-    """Where the questions come from. `cluster` (see the source) groups questions of one image, scene or document."""
+    """Where the questions come from. `cluster` (see the source) names the questions of one scene or document,
+    which intervals draw together; without it, questions about one image file are drawn together."""
     scorer: str = "exact_match"
     """Rule of the headline figure: exact_match, relaxed_accuracy, anls, character_error_rate, vqa_soft,
     multiple_choice, within_percent."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from unclipped.core.errors import DataError, UsageError
+from unclipped.data.blank import with_blank_images
 from unclipped.data.config import SourceConfig
 from unclipped.data.sample import ImagePart, Part, Sample, TextPart, Turn
 from unclipped.data.sources import LimitedSource, Source, open_source
@@ -59,18 +61,7 @@ def with_images_as(sample: Sample, images: Images, image_processor: Any) -> Samp
         return sample
     if images == "removed":
         return sample.without_images()
-    return sample.with_images(_blank(part, image_processor) for part in sample.images)
-
-
-def _blank(part: ImagePart, image_processor: Any) -> ImagePart:
-    from PIL import Image
-
-    from unclipped.images.decode import load_image
-
-    image = load_image(part.source, name=part.label)
-    mean = tuple(image_processor.mean)
-    red, green, blue = (round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
-    return ImagePart(Image.new("RGB", image.size, (red, green, blue)), name=part.label)
+    return with_blank_images(sample, image_processor.mean)
 
 
 def gold_of(sample: Sample, task: TaskConfig) -> tuple[str, ...]:
@@ -93,6 +84,17 @@ def answers_in(source: SourceConfig) -> set[str]:
     return found
 
 
+def cluster_of(sample: Sample) -> str | None:
+    """The cluster of a sample: its own, else its image files, since questions about one image are not independent.
+
+    Images that are no files count as seen once; None then: the sample stands alone.
+    """
+    if sample.cluster is not None:
+        return sample.cluster
+    names = [Path(part.source).name for part in sample.images if isinstance(part.source, str | Path)]
+    return "images " + " ".join(names) if names and len(names) == len(sample.images) else None
+
+
 def record(index: int, sample: Sample, task: TaskConfig, prediction: str, known_answers: set[str] | None) -> Prediction:
     """What is kept of an item. An answer is unseen when none of its accepted forms is among `known_answers`."""
     answers = gold_of(sample, task)
@@ -106,7 +108,7 @@ def record(index: int, sample: Sample, task: TaskConfig, prediction: str, known_
         prediction=prediction,
         choices=tuple(sample.choices or ()),
         category=sample.category,
-        cluster=sample.cluster,
+        cluster=cluster_of(sample),
         held_out=None if held_out is None else bool(held_out),
         answer_unseen=unseen,
     )
