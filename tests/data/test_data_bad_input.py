@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from support.tiny_models import tiny_tokenizer
-from unclipped.core.errors import DataError, UnclippedError
+from unclipped.core.errors import DataError, UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.data.encoding import encode_sample
 from unclipped.data.sources import open_source
@@ -142,3 +142,12 @@ def test_a_mixture_needs_a_source() -> None:
 def test_unknown_generated_task_is_named() -> None:
     with pytest.raises(UnclippedError, match="chracters"):
         open_source(SourceConfig(source="generated:chracters"))
+
+
+def test_a_path_may_name_an_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.jsonl").write_text('{"id": "a", "question": "q", "answer": "b"}\n')
+    monkeypatch.setenv("UNCLIPPED_TEST_FOLDER", str(tmp_path))
+    assert open_source(SourceConfig(source="$UNCLIPPED_TEST_FOLDER"))[0].answer == "b"
+    monkeypatch.delenv("UNCLIPPED_TEST_FOLDER")
+    with pytest.raises(UsageError, match="UNCLIPPED_TEST_FOLDER is not set"):
+        open_source(SourceConfig(source="$UNCLIPPED_TEST_FOLDER"))

@@ -52,7 +52,7 @@ def run(output: Path, *, minutes: float, overrides: list[str], resume: bool) -> 
             "train the same recipe on your own folder (train.jsonl, val.jsonl, images)",
             f"unclipped train {path} data.sources='[{{source: ./my-folder}}]' "
             "evaluation.tasks='[{name: mine, source: {source: ./my-folder, split: val}}]' "
-            "stages='[{name: all, train: {vision: 1e-3, connector: 1e-3, text: 1e-3}, steps: 2000, warmup_steps: 100}]' "
+            "stages='[{name: all, train: {vision: 1e-3, connector: 1e-3, text: 1e-3}, steps: 2000}]' "
             "--output runs/mine",
         ),
     ]

@@ -114,8 +114,8 @@ class SourceConfig(FrozenConfig):
     """One place that samples come from."""
 
     source: Annotated[str, Field(min_length=1)]
-    """`generated:NAME`, or a file or folder; with format `text` also a pattern such as `texts/*.gz`. In a folder,
-    `<split>.jsonl` (or .json, .parquet) is taken."""
+    """`generated:NAME`, or a file or folder; with format `text` also a pattern such as `texts/*.gz`. `$NAME` is
+    an environment variable. In a folder, `<split>.jsonl` (or .json, .parquet) is taken."""
     format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "parquet", "text"] = "auto"
     """File format; `auto` looks at the content."""
     split: str = "train"
@@ -159,8 +159,8 @@ class DataConfig(FrozenConfig):
     """Put the questions about one image in one row behind a single copy of the image, unseen by each other."""
     max_group: Annotated[int, Field(gt=0)] | None = None
     """With `share_image`, the most questions in one row; an image with more gives several rows."""
-    blind: bool = False
-    """Take the images out of every sample: the baseline that can only guess."""
+    blind: Literal["removed", "blank"] | None = None
+    """The baseline that can only guess: images taken out of every sample, or replaced by one of the mean colour."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """`skip` logs and counts a sample that cannot be used and takes the next in its place."""
     augment: AugmentConfig | None = None

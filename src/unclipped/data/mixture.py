@@ -65,8 +65,10 @@ class Mixture:
         item = self.units[which].get(unit_index)
         steps = self._augmentation(which)
         if steps is not None:
-            item = augment(item, steps, np.random.default_rng([self.seed, index, 7]), blind=self.config.blind)
-        return item.without_images() if self.config.blind else item
+            item = augment(
+                item, steps, np.random.default_rng([self.seed, index, 7]), blind=self.config.blind == "removed"
+            )
+        return item.without_images() if self.config.blind == "removed" else item
 
     def sample(self, index: int) -> Sample | SampleGroup:
         """Draw `index` under the policy for bad samples."""
@@ -122,7 +124,7 @@ class Mixture:
             for part in turn.parts
             if isinstance(part, TextPart)
         )
-        images = () if self.config.blind else item.images
+        images = () if self.config.blind == "removed" else item.images
         if image_cost is None:
             return characters // 4 + 1 + _IMAGE_UNITS * len(images)
         from unclipped.data.augment import image_size

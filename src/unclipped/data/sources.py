@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,8 +36,12 @@ class Source(Protocol):
 def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
     """The source that `config` describes. `seed` reaches generated sources only.
 
-    Raises DataError for missing, empty or damaged files, UsageError for wrong options.
+    `$NAME` in a path is the environment variable NAME. Raises DataError for missing, empty or damaged files, UsageError
+    for wrong options and variables that are not set.
     """
+    config = config.model_copy(
+        update={"source": _expanded(config.source), "images": config.images and _expanded(config.images)}
+    )
     if config.source.startswith("generated:"):
         source = _open_generated(config, seed)
     else:
@@ -52,6 +57,16 @@ def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
     if source.length == 0:
         raise DataError(f"{source.name}: no sample; the file is empty or nothing is left after part and limit")
     return source
+
+
+def _expanded(path: str) -> str:
+    """`path` with environment variables and `~` filled in."""
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        raise UsageError(
+            f"source {path}: the environment variable {unset.group(1)} is not set; export it or edit the path"
+        )
+    return expanded
 
 
 def _open_generated(config: SourceConfig, seed: int) -> Source:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.blank import with_blank_images
 from unclipped.data.config import SourceConfig
-from unclipped.data.sample import ImagePart, Part, Sample, TextPart, Turn
+from unclipped.data.sample import Part, Sample, TextPart, Turn
 from unclipped.data.sources import LimitedSource, Source, open_source
 from unclipped.evaluation.config import TaskConfig
 from unclipped.evaluation.predictions import Prediction
@@ -61,7 +61,9 @@ def with_images_as(sample: Sample, images: Images, image_processor: Any) -> Samp
         return sample
     if images == "removed":
         return sample.without_images()
-    return with_blank_images(sample, image_processor.mean)
+    blank = with_blank_images(sample, image_processor.mean)
+    assert isinstance(blank, Sample)  # of a sample comes a sample, of a group a group
+    return blank
 
 
 def gold_of(sample: Sample, task: TaskConfig) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ HEAD = """# Recipe reference
 Made from the schema by `python -m unclipped.recipes.reference`; edit the fields' descriptions in the code, not here.
 
 A recipe is a YAML file. `extends: NAME` starts from another recipe (a file beside it, or a built-in name; see
-`unclipped recipes`): mappings merge field by field, lists are replaced. On the command line `key.path=value` changes one
-field; a list entry is reached by its index or its `name` (`stages.words.steps=200`). Unknown fields are refused. The
-resolved recipe stands in the run folder as `recipe.yaml`, and running that file again reproduces the run.
+`unclipped recipes`): mappings merge field by field, lists are replaced. On the command line `key.path=value` changes
+one field; a list entry is reached by its index or its `name` (`stages.words.steps=200`). Unknown fields are refused.
+The resolved recipe stands in the run folder as `recipe.yaml`, and running that file again reproduces the run.
 """
 
 

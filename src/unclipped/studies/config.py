@@ -28,6 +28,8 @@ class ExperimentConfig(FrozenConfig):
     """Training data of the stages that name none."""
     stages: tuple[StageConfig, ...]
     """Stages in order; each trains the parts that it names."""
+    pixel_statistics: Literal["model", "data"] = "model"
+    """Mean and deviation that pixels are normalised with: the model's, or those of 512 images of the first stage."""
     training: TrainingConfig = TrainingConfig()
     """The machine, the optimiser and the seed."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -10,6 +10,8 @@ from typing import Any
 
 from unclipped.core.files import write_json
 from unclipped.data.config import DataConfig
+from unclipped.data.sources import open_source
+from unclipped.data.statistics import pixel_statistics
 from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
 from unclipped.studies.config import ExperimentConfig
 
@@ -36,7 +38,7 @@ def arms_of(config: ExperimentConfig, output: Path) -> list[Arm]:
 
 def _blind(config: ExperimentConfig) -> ExperimentConfig:
     def hide(data: DataConfig) -> DataConfig:
-        return data.model_copy(update={"images_as": config.blind_image})
+        return data.model_copy(update={"blind": config.blind_image})
 
     stages = tuple(
         stage if stage.data is None else stage.model_copy(update={"data": hide(stage.data)}) for stage in config.stages
@@ -70,7 +72,7 @@ def run_experiment(
 
     rank, _ = world()
     arms = arms_of(config, output)
-    records = {}
+    records: dict[str, dict[str, Any]] = {}
     for arm in arms:
         if len(arms) > 1 and rank == 0:
             say(f"\n== {arm.name} ({1 + len(records)} of {len(arms)}) ==")
@@ -100,10 +102,14 @@ def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
     if resume and done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
     from unclipped.inference.engine import Engine
-    from unclipped.models.assemble import assemble_from_config
+    from unclipped.models.assemble import assemble_from_config, set_pixel_statistics
     from unclipped.training.run import train_stages
 
     model, processor, report = assemble_from_config(arm.config.model, seed=arm.config.training.seed)
+    if arm.config.pixel_statistics == "data":
+        data = arm.config.stages[0].data or arm.config.data
+        sources = [open_source(source, seed=arm.config.training.seed) for source in data.sources]
+        set_pixel_statistics(processor, *pixel_statistics(sources, processor, seed=arm.config.training.seed))
     arm.folder.mkdir(parents=True, exist_ok=True)
     if is_first:
         write_json(arm.folder / "assembly.json", report.to_dict())

@@ -143,8 +143,8 @@ def _stages(config: ExperimentConfig, record: Mapping[str, Any]) -> list[StageIn
                 batch_size=entry["batch_size"],
                 seconds=entry["seconds"],
                 parts=[
-                    PartInfo(row["part"], row["total"], row["trainable"], rates[entry["name"]].get(row["part"]))
-                    for row in entry["parameters"]
+                    PartInfo(part, row["total"], row["trainable"], rates[entry["name"]].get(part))
+                    for part, row in entry["parameters"].items()
                 ],
                 perplexity_before=text.get("before", {}).get("perplexity"),
                 perplexity_after=text.get("after", {}).get("perplexity"),
@@ -164,8 +164,8 @@ def _costs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _notes(config: ExperimentConfig, record: Mapping[str, Any]) -> list[str]:
     entries = [entry for entry in record["stages"] if "seconds" in entry]
-    total = sum(row["total"] for row in entries[-1]["parameters"])
-    trained = max(sum(row["trainable"] for row in entry["parameters"]) for entry in entries)
+    total = entries[-1]["parameters"]["all"]["total"]
+    trained = max(entry["parameters"]["all"]["trainable"] for entry in entries)
     notes = [f"At most {trained:,} of {total:,} parameters are trained in a stage ({100 * trained / total:.2f} %)."]
     if config.baselines:
         notes.append("Every arm was trained with the same recipe, the same steps and the same seed; one seed was run.")
@@ -175,7 +175,7 @@ def _notes(config: ExperimentConfig, record: Mapping[str, Any]) -> list[str]:
 
 
 def _gallery(arm: Arm) -> list[GalleryItem]:
-    """Right and wrong answers in turn, categories in turn, from the first tasks on; the same for the same predictions."""
+    """Right and wrong answers in turn, categories in turn; the same for the same predictions."""
     items: list[GalleryItem] = []
     tasks = arm.config.evaluation.tasks
     for task in tasks:
