@@ -13,7 +13,7 @@ from rich.console import Console
 from support.tiny_models import tiny_image, tiny_vlm
 from unclipped.core.errors import ImageError, UsageError
 from unclipped.data.sample import Sample
-from unclipped.inference.chat import chat
+from unclipped.inference.chat import chat, printable
 from unclipped.inference.engine import Engine
 
 
@@ -99,4 +99,8 @@ def test_bad_input(tmp_path: Path) -> None:
 def test_a_real_model_answers(tmp_path: Path, picture: Path) -> None:
     tiny_vlm(tmp_path, output=tmp_path / "vlm")
     answer, shown = run(Engine(tmp_path / "vlm", device="cpu"), images=(picture,), question="what is this?")
-    assert shown.rstrip("\n") == answer.rstrip("\n")
+    assert shown.rstrip("\n") == printable(answer).rstrip("\n")
+
+
+def test_answers_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\x07b\r\n\tc\x9b") == "a[2Jb\n\tc"

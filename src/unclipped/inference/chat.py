@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.inference.engine import Engine
 
 HELP = "/image PATH adds an image to the next question, /clear starts anew, /quit ends"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters other than line ends and tabs: an answer must not steer the terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
 class Conversation:
@@ -74,7 +80,7 @@ def chat(
     conversation = Conversation(engine, images)
 
     def write(piece: str) -> None:
-        console.print(piece, end="", markup=False, soft_wrap=True)
+        console.print(printable(piece), end="", markup=False, soft_wrap=True)
 
     if question is not None:
         answer = conversation.ask(question, max_new_tokens=max_new_tokens, write=write)
