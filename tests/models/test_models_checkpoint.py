@@ -123,6 +123,9 @@ def test_the_connector_alone(tmp_path: Path) -> None:
         "vision_hidden": 32,
         "text_hidden": 32,
     }
+    save_model(first, None, tmp_path / "whole")
+    again = type(first).from_pretrained(tmp_path / "whole")
+    assert again.model.connector.std.tolist() == [2.0] * 128
     before = {name: tensor.clone() for name, tensor in second.state_dict().items() if "connector" not in name}
     load_connector(second, tmp_path / "connector")
     ours = first.model.connector.state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class Connector(nn.Module):
     forward: features (sum of patches, vision_hidden) and grids (num_images, 3) -> tokens (sum of tokens, text_hidden)
     and the grids of the tokens (num_images, 3). Images of equal grid go through the steps together.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ConnectorConfig, vision_hidden: int, text_hidden: int) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ class Connector(nn.Module):
         merged = self.merge(features, grids)
         if self.config.standardise:
             merged = (merged - self.mean) / self.std
-        return self.projection(merged.to(self.projection[0].weight.dtype)), out_grids.reshape(-1, 3)
+        return self.projection(merged.to(next(self.projection.parameters()).dtype)), out_grids.reshape(-1, 3)
 
     def merge(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """The grid steps alone: (sum of patches, vision_hidden) -> (sum of tokens, in_features)."""
@@ -103,7 +107,7 @@ class Connector(nn.Module):
         Weights N(0, embedding std / sqrt(inputs)), bias the mean embedding: with inputs of unit variance the first
         visual tokens have the mean and the spread of text tokens.
         """
-        last = self.projection[-1]
+        last: Any = self.projection[-1]
         scale = embeddings.float().std().item() / last.in_features**0.5
         nn.init.normal_(last.weight, std=scale)
         last.bias.copy_(embeddings.float().mean(dim=0))

@@ -45,13 +45,14 @@ def load_model(
         )
     try:
         with quiet():
-            model, info = UnclippedForConditionalGeneration.from_pretrained(
+            loaded: Any = UnclippedForConditionalGeneration.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
             processor = UnclippedProcessor.from_pretrained(path)
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: cannot be read ({reason}); it may be incomplete: save it again") from None
+    model, info = loaded
     raise_loading_misfits(str(folder), info)
     return model.eval(), processor
 

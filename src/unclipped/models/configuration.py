@@ -21,7 +21,7 @@ class UnclippedConfig(PreTrainedConfig):
     """
 
     model_type = "unclipped"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (read by transformers)
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class UnclippedConfig(PreTrainedConfig):
                 "vision_config": _attention_of(self.vision_config),
                 "text_config": _attention_of(self.text_config),
             }
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg]
 
     @property
     def connector(self) -> ConnectorConfig:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -40,7 +39,7 @@ class TokenizerNotes:
     """"own", "own, adapted to images", or "default"."""
 
 
-def load_language_model(source: str, dtype: torch.dtype | str) -> tuple[PreTrainedModel, Path]:
+def load_language_model(source: str, dtype: torch.dtype | str) -> tuple[Any, Path]:
     """A causal language model with all its weights, in evaluation mode, and its folder.
 
     Raises CheckpointError when the folder is no text-only decoder or a tensor is missing, extra or misshaped.
@@ -53,9 +52,10 @@ def load_language_model(source: str, dtype: torch.dtype | str) -> tuple[PreTrain
         )
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
+        model, info = loaded
     except ValueError:
         raise CheckpointError(
             f"{source}: transformers has no causal language model of type '{config.model_type}'; "
@@ -142,7 +142,7 @@ def prepare_tokenizer(tokenizer: Any, where: str) -> TokenizerNotes:
     return TokenizerNotes(token, added, tokenizer.pad_token, note)
 
 
-def fit_vocabulary(model: PreTrainedModel, tokenizer: Any) -> int:
+def fit_vocabulary(model: Any, tokenizer: Any) -> int:
     """Add rows to the token embedding and the output layer for new tokens; returns how many.
 
     The rows that were there, and the logits they give, stay as they are.

@@ -62,7 +62,7 @@ class UnclippedPreTrainedModel(PreTrainedModel):
     config: UnclippedConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
@@ -80,8 +80,8 @@ class UnclippedPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, Connector) and module.config.standardise:
-            init.zeros_(module.mean)
-            init.ones_(module.std)
+            init.zeros_(module.get_buffer("mean"))
+            init.ones_(module.get_buffer("std"))
 
 
 def _keep_weights(*parts: nn.Module | None) -> None:
@@ -150,15 +150,12 @@ class UnclippedModel(UnclippedPreTrainedModel):
         sample_ids: Sequence[object] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings (B, L, H) with the visual tokens in place, and those tokens (n, H) when there are images."""
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        embeds: Tensor = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if images is None:
-            return inputs_embeds, None
+            return embeds, None
         if input_ids is None:
-            placeholder = self.get_input_embeddings()(
-                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            )
-            mask = (inputs_embeds == placeholder).all(dim=-1)  # (B, L)
+            placeholder = self.get_input_embeddings()(torch.tensor(self.config.image_token_id, device=embeds.device))
+            mask = (embeds == placeholder).all(dim=-1)  # (B, L)
         else:
             mask = input_ids == self.config.image_token_id  # (B, L)
         pieces = list(images.pooler_output)  # type: ignore[arg-type]
@@ -167,8 +164,8 @@ class UnclippedModel(UnclippedPreTrainedModel):
         if getattr(images, "image_grid_thw", None) is None:  # cut for a chunk: image borders are gone, the sum is not
             rows, counts = [sum(rows)], [sum(counts)]
         check_placeholders(rows, counts, sample_ids if len(rows) == mask.shape[0] else None)
-        features = torch.cat([piece.to(inputs_embeds.device) for piece in pieces])
-        return place_features(inputs_embeds, mask, features), features
+        features = torch.cat([piece.to(embeds.device) for piece in pieces])
+        return place_features(embeds, mask, features), features
 
     def forward(
         self,
@@ -193,13 +190,11 @@ class UnclippedModel(UnclippedPreTrainedModel):
             raise UsageError("pass pixel_values or mm_encoder_outputs['image'], not both")
         if pixel_values is not None:
             images = self.get_image_features(pixel_values, image_grid_thw)  # type: ignore[arg-type]
-        inputs_embeds, features = self._embed(input_ids, inputs_embeds, images, sample_ids)
+        embeds, features = self._embed(input_ids, inputs_embeds, images, sample_ids)
         kwargs.pop("mm_token_type_ids", None)  # the processor may return it; decoders have no use for it
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=usable_mask(
-                attention_mask, self.language_model.config._attn_implementation, inputs_embeds.dtype
-            ),
+            inputs_embeds=embeds,
+            attention_mask=usable_mask(attention_mask, self.language_model.config._attn_implementation, embeds.dtype),
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -302,7 +297,7 @@ class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGener
         if labels is not None:
             labels = labels.masked_fill(labels == self.config.image_token_id, IGNORED)
         loss = None
-        vocabulary = self.lm_head.weight.shape[0]
+        vocabulary = self.lm_head.out_features
         if labels is not None and supervised_only:
             wanted, targets = supervised_positions(labels)
             logits = self._logits(hidden[:, :-1][wanted])  # (n, vocabulary)

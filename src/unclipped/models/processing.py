@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -30,10 +30,11 @@ class UnclippedProcessor(ProcessorMixin):
     ) -> None:
         self._connector = parse_connector(connector)
         self.connector = str(self._connector)  # a string, so that it is saved with the processor
-        self.image_token = image_token or getattr(tokenizer, "image_token", None)
-        if self.image_token is None:
+        token: str | None = image_token or getattr(tokenizer, "image_token", None)
+        if token is None:
             raise UsageError("processor: no image_token; name the token of the vocabulary that stands for an image")
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.image_token: str = token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(token)
         if self.image_token_id is None or tokenizer.encode(self.image_token, add_special_tokens=False) != [
             self.image_token_id
         ]:
@@ -42,8 +43,8 @@ class UnclippedProcessor(ProcessorMixin):
             )
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
-    def num_image_tokens(self, image_grid_thw: Iterable[Sequence[int]] | Any) -> list[int]:
-        """Placeholders of each image, from grids (num_images, 3) in patches; the connector's own count."""
+    def num_image_tokens(self, image_grid_thw: Any) -> list[int]:
+        """Placeholders of each image, from grids (num_images, 3) in patches, a tensor or a list."""
         grids = image_grid_thw.tolist() if hasattr(image_grid_thw, "tolist") else image_grid_thw
         return self._connector.num_tokens(grids)
 

@@ -10,7 +10,6 @@ def register() -> None:
     global _done
     if _done:
         return
-    _done = True
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -35,3 +34,4 @@ def register() -> None:
     AutoModelForMultimodalLM.register(UnclippedConfig, UnclippedForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(UnclippedConfig, UnclippedProcessor, exist_ok=True)
     AutoImageProcessor.register(UnclippedConfig, UnclippedImageProcessor, exist_ok=True)
+    _done = True
