@@ -283,3 +283,19 @@ def test_blind_takes_images_and_nothing_else(folder: Path) -> None:
     blind = sample.without_images()
     assert blind.images == ()
     assert (blind.question, blind.answer, blind.category, blind.choices) == ("what?", "red", "c", ("red", "blue"))
+
+
+def test_a_source_may_keep_images_of_some_aspects_only(tmp_path: Path) -> None:
+    rows = []
+    for number, (width, height) in enumerate([(10, 10), (40, 10), (90, 10)]):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{number}.png")
+        rows.append({"id": str(number), "image": f"{number}.png", "question": "q", "answer": "a"})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_source(SourceConfig(source=str(tmp_path), aspect=(2, 5)))
+    assert [source[index].id for index in range(source.length or 0)] == ["1"]
+    with pytest.raises(DataError, match="no sample"):
+        open_source(SourceConfig(source=str(tmp_path), aspect=(20, 30)))
+    with pytest.raises(UsageError, match="swap the two"):
+        open_source(SourceConfig(source=str(tmp_path), aspect=(3, 2)))
+    with pytest.raises(UsageError, match="endless"):
+        open_source(SourceConfig(source="generated:characters", aspect=(2, 3)))

@@ -129,6 +129,8 @@ class SourceConfig(FrozenConfig):
     cluster: str | None = None
     """Regular expression with one group, searched in the sample id: the group is the cluster of related samples, as in
     `sroie-line-(\\d+)-` for lines of one receipt."""
+    aspect: tuple[float, float] | None = None
+    """Use only samples whose images all have width / height within [lowest, highest]: short text lines first, say."""
     part: PartConfig | None = None
     """Take only one side of a split cut by hash."""
     augment: AugmentConfig | None = None

@@ -52,6 +52,8 @@ def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
         source = ClusteredSource(source, config.cluster)
     if config.part is not None:
         source = part_of(source, config.part)
+    if config.aspect is not None:
+        source = within_aspect(source, *config.aspect)
     if config.limit is not None:
         source = LimitedSource(source, config.limit)
     if source.length == 0:
@@ -148,6 +150,25 @@ class LimitedSource:
         if not 0 <= index < (self.length or 0):
             raise IndexError(f"{self.name}: index {index} out of {self.length}")
         return self.source[index]
+
+
+def within_aspect(source: Source, lowest: float, highest: float) -> Source:
+    """The samples of a finite source whose images all have width / height from `lowest` to `highest`.
+
+    One pass that reads image headers. Raises UsageError for an endless source or an empty range.
+    """
+    from unclipped.data.augment import image_size
+
+    if source.length is None:
+        raise UsageError(f"{source.name} is endless and cannot be cut by aspect; use its options")
+    if lowest > highest:
+        raise UsageError(f"{source.name}: aspect [{lowest}, {highest}] is empty; swap the two")
+    chosen = []
+    for index in range(source.length):
+        sizes = [image_size(part) for part in source[index].images]  # (height, width) each
+        if all(lowest <= width / height <= highest for height, width in sizes):
+            chosen.append(index)
+    return SelectedSource(source, chosen, name=f"{source.name} [aspect {lowest} to {highest}]")
 
 
 def on_dev_side(key: str, part: PartConfig) -> bool:

@@ -4,8 +4,8 @@
 first is trained on; it may be absent in rows that are only asked. `<image>` in the question says where an image
 stands; without one, the images stand before the question.
 
-Options of the source: `prompt`, a pattern with {question} and {choices} (joined by ", "), and `answer_case`, "upper" or
-"lower".
+Options of the source: `prompt`, a pattern in which {question} and {choices} (joined by ", ") are filled in, or a fixed
+text in their place, and `answer_case`, "upper" or "lower".
 """
 
 from __future__ import annotations
@@ -33,13 +33,11 @@ def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> Non
         )
     prompt = config.options.get("prompt", "{question}")
     try:
-        if "{question}" not in prompt:
-            raise KeyError("question")
         prompt.format(question="", choices="")
     except (KeyError, IndexError, ValueError, TypeError, AttributeError):
         raise UsageError(
-            f"source {config.source}: option prompt: expected text with {{question}} "
-            f"(and {{choices}}), found {prompt!r}"
+            f"source {config.source}: option prompt: expected text, with {{question}} and {{choices}} where they "
+            f"belong, found {prompt!r}"
         ) from None
 
 
