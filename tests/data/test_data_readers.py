@@ -159,7 +159,7 @@ def test_qa_accepted_answers_choices_numbers_and_options(folder: Path) -> None:
     assert (asked.question, asked.answer) == ("pick (Two, 3)", "TWO")
 
 
-@pytest.mark.parametrize("options", [{"promt": "x"}, {"prompt": "no place"}, {"answer_case": "title"}])
+@pytest.mark.parametrize("options", [{"promt": "x"}, {"prompt": "{missing}"}, {"answer_case": "title"}])
 def test_wrong_reader_options_are_usage_errors(folder: Path, options: dict) -> None:
     path = jsonl(folder / "q.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(UsageError, match="option"):
@@ -299,3 +299,10 @@ def test_a_source_may_keep_images_of_some_aspects_only(tmp_path: Path) -> None:
         open_source(SourceConfig(source=str(tmp_path), aspect=(3, 2)))
     with pytest.raises(UsageError, match="endless"):
         open_source(SourceConfig(source="generated:characters", aspect=(2, 3)))
+
+
+def test_a_fixed_prompt_takes_the_place_of_the_question(folder: Path) -> None:
+    path = jsonl(folder / "q.jsonl", [{"image": "one.png", "question": "what", "answer": "b"}])
+    sample = open_source(SourceConfig(source=str(path), options={"prompt": "photo:<image>"}))[0]
+    assert sample.question == "photo:"
+    assert len(sample.images) == 1
