@@ -58,7 +58,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., UnclippedTrainer]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, Any]]:
     """A fresh tiny vision-language model and its processor; the same weights each time."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def read_random_state(folder: Path, rank: int) -> dict[str, Any]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); start anew without --resume"
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); start anew in another folder"
         ) from None

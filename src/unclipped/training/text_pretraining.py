@@ -58,7 +58,8 @@ def build_decoder(shape: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
         if not hasattr(known, name):
             valid = [field for field in known.to_dict() if not field.startswith("_")]
             raise UsageError(f"shape.{name}: {model_type} has no such field; {nearest(name, valid)}")
-    small = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
+    aliases = getattr(known, "attribute_map", {})  # some families call these fields otherwise, as in n_embd
+    small = {name: value for name, value in _SMALL.items() if hasattr(known, name) and aliases.get(name) not in fields}
     merged = small | fields
     if hasattr(known, "head_dim") and "head_dim" not in fields:
         merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]

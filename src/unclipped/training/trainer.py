@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerState
+from transformers import Trainer
 
 from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
 from unclipped.objectives.base import Batch, Counts, Objective
@@ -266,7 +266,7 @@ class UnclippedTrainer(Trainer):
             },
             "seconds": self.seconds_so_far,
         }
-        lean = TrainerState(global_step=self.state.global_step, max_steps=self.state.max_steps)
+        lean = dataclasses.replace(self.state, log_history=[], stateful_callbacks={})
         return checkpoints.write_checkpoint(
             self.folder,
             stage_index=self.stage_index,
