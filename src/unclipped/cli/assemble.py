@@ -35,21 +35,20 @@ def assemble(
     rope: str = typer.Option("axial", help="2-D rotary form of llm: encoders: axial or penguin."),
     seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),
 ) -> None:
-    from unclipped.core.files import new_run_folder
-    from unclipped.recipes.validation import validate
-
-    new_run_folder(output)
+    from unclipped.cli.record import run_folder
     from unclipped.models.config import ModelConfig
+    from unclipped.recipes.validation import validate
 
     fields: dict[str, object] = {"vision": vision, "text": text, "connector": connector, "baseline": baseline}
     if vision.startswith("llm:"):
         fields |= {"patch_size": patch_size, "rope": rope}
     config = validate(fields, ModelConfig, "assemble")
 
-    from unclipped.models.assemble import assemble_from_config
-    from unclipped.models.checkpoint import save_model
+    with run_folder(output):
+        from unclipped.models.assemble import assemble_from_config
+        from unclipped.models.checkpoint import save_model
 
-    model, processor, report = assemble_from_config(config, seed=seed)
-    save_model(model, processor, output)
+        model, processor, report = assemble_from_config(config, seed=seed)
+        save_model(model, processor, output)
     typer.echo(str(report))
     typer.echo(f"\nsaved: {output}\nnext:  unclipped chat {output} IMAGE -q 'What is shown?'   (after training it)")

@@ -42,8 +42,8 @@ def evaluate(
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted evaluation in OUTPUT."),
     rescore: bool = typer.Option(False, "--rescore", help="Score the kept predictions again; no model is loaded."),
 ) -> None:
+    from unclipped.cli.record import record_run, run_folder
     from unclipped.core.errors import UsageError
-    from unclipped.core.files import new_run_folder
     from unclipped.evaluation.config import EvaluationConfig
     from unclipped.recipes.loading import apply_overrides, read_recipe
     from unclipped.recipes.validation import validate
@@ -63,11 +63,11 @@ def evaluate(
         section = {"tasks": [task | {"max_new_tokens": max_new_tokens, "limit": limit}], "batch_size": batch_size}
     if blind:
         section["blind"] = True
-    config = validate(apply_overrides(section, overrides or []), EvaluationConfig, recipe or "eval")
-    new_run_folder(output, resume=resume)
-    from unclipped.cli.record import record_run
+    config = validate(
+        apply_overrides(section, overrides or []), EvaluationConfig, f"recipe {recipe}" if recipe else "eval"
+    )
+    with run_folder(output, resume=resume):
+        record_run(config, output, resume=resume)
+        from unclipped.evaluation.runner import evaluate_model
 
-    record_run(config, output, resume=resume)
-    from unclipped.evaluation.runner import evaluate_model
-
-    evaluate_model(str(model), config, output, resume=resume)
+        evaluate_model(str(model), config, output, resume=resume)

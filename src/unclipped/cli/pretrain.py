@@ -35,12 +35,10 @@ def pretrain(
     from unclipped.recipes.validation import load_recipe
 
     config = load_recipe(recipe, PretrainRecipe, overrides)
-    from unclipped.core.files import new_run_folder
+    from unclipped.cli.record import record_run, run_folder
 
-    new_run_folder(output, resume=resume)
-    from unclipped.cli.record import record_run
+    with run_folder(output, resume=resume):
+        record_run(config, output, resume=resume)
+        from unclipped.training.pretrain import pretrain as run
 
-    record_run(config, output, resume=resume)
-    from unclipped.training.pretrain import pretrain as run
-
-    run(config, output, resume=resume)
+        run(config, output, resume=resume)

@@ -33,9 +33,9 @@ def quickstart(
     minutes: float = typer.Option(8.0, min=0.5, max=600.0, help="About how long it may take; sets the steps."),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted quickstart in OUTPUT."),
 ) -> None:
-    from unclipped.core.files import new_run_folder
+    from unclipped.cli.record import run_folder
 
-    new_run_folder(output, resume=resume)
-    from unclipped.cli.quickstart_run import run
+    with run_folder(output, resume=resume):
+        from unclipped.cli.quickstart_run import run
 
-    run(output, minutes=minutes, overrides=overrides or [], resume=resume)
+        run(output, minutes=minutes, overrides=overrides or [], resume=resume)

@@ -21,10 +21,13 @@ PROBE_STEPS = 12
 
 
 def run(output: Path, *, minutes: float, overrides: list[str], resume: bool) -> None:
-    """Run or resume the quickstart in `output`."""
+    """Run or resume the quickstart in `output`. Overrides that begin with `language_model.` go to its recipe."""
     started = time.perf_counter()
     language_model = output / "language-model"
-    text = load_recipe("quickstart-lm", PretrainRecipe)
+    prefix = "language_model."
+    text_overrides = [override.removeprefix(prefix) for override in overrides if override.startswith(prefix)]
+    overrides = [override for override in overrides if not override.startswith(prefix)]
+    text = load_recipe("quickstart-lm", PretrainRecipe, text_overrides)
     typer.echo("1/3  a text-only language model, from generated text")
     pretrain(text, language_model, resume=resume)
     pretraining_seconds = time.perf_counter() - started

@@ -1,22 +1,69 @@
-"""What a run folder keeps of how it was made: the resolved recipe and the environment."""
+"""The folder of a run: opened, told how the run was made, and left as it was found when nothing came of it."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import typer
 
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
-from unclipped.core.files import write_json, write_text
+from unclipped.core.files import new_run_folder, write_json, write_text
 from unclipped.recipes.validation import to_yaml
+
+# What commands write before they have any result; a folder with nothing else in it holds no run.
+_BEFORE_RESULTS = {"recipe.yaml", "environment.json", "assembly.json", "task.json"}
+
+
+@contextmanager
+def run_folder(output: Path, *, resume: bool = False) -> Iterator[None]:
+    """The folder of a run, for the length of the run.
+
+    When the run fails before it has a result, a folder that was new or empty is again: the corrected command must not
+    find it occupied. Of several processes the first one opens it. Raises UsageError when the folder holds something
+    and `resume` is false.
+    """
+    if not is_first_process():
+        yield
+        return
+    was_there = output.exists()
+    was_empty = not was_there or (output.is_dir() and not any(output.iterdir()))
+    if resume and was_empty:
+        typer.echo(f"nothing to resume in {output}: starting anew")
+    new_run_folder(output, resume=resume)
+    try:
+        yield
+    except BaseException:
+        if was_empty and output.is_dir() and all(_is_before_results(path) for path in output.rglob("*")):
+            shutil.rmtree(output)
+            if was_there:
+                output.mkdir()
+        raise
+
+
+def _is_before_results(path: Path) -> bool:
+    return path.is_dir() or path.name in _BEFORE_RESULTS
+
+
+def is_first_process() -> bool:
+    """Whether this process writes: the only one, or rank 0 of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def record_run(config: FrozenConfig, output: Path, *, resume: bool) -> None:
     """Write `recipe.yaml` (reading it again gives the same run) and `environment.json` into the run folder.
 
-    Raises UsageError when `resume` meets a folder whose recipe is another one: going on would mix two runs.
+    Of several processes the first one does. Raises UsageError when `resume` meets a folder whose recipe is another one:
+    going on would mix two runs.
     """
     from unclipped.studies.environment import environment
 
+    if not is_first_process():
+        return
     text = to_yaml(config)
     path = output / "recipe.yaml"
     if resume and path.exists() and path.read_text(encoding="utf-8") != text:

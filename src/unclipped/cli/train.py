@@ -36,20 +36,18 @@ def train(
     from unclipped.recipes.validation import load_recipe, to_yaml
 
     config = load_recipe(recipe, TrainRecipe, overrides)
-    from unclipped.core.files import new_run_folder
+    from unclipped.cli.record import record_run, run_folder
 
-    new_run_folder(output, resume=resume)
-    from unclipped.cli.record import record_run
+    with run_folder(output, resume=resume):
+        record_run(config, output, resume=resume)
+        from unclipped.studies.experiment import run_experiment
 
-    record_run(config, output, resume=resume)
-    from unclipped.studies.experiment import run_experiment
-
-    run_experiment(
-        config,
-        output,
-        resume=resume,
-        recipe_text=to_yaml(config),
-        next_commands=[("ask the model", f"unclipped chat {output / 'model'} IMAGE -q QUESTION")],
-        say=typer.echo,
-    )
+        run_experiment(
+            config,
+            output,
+            resume=resume,
+            recipe_text=to_yaml(config),
+            next_commands=[("ask the model", f"unclipped chat {output / 'model'} IMAGE -q QUESTION")],
+            say=typer.echo,
+        )
     typer.echo(f"\nreport: {output / 'report.html'}\nnext:   unclipped chat {output / 'model'} IMAGE")

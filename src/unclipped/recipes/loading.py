@@ -55,6 +55,8 @@ def _find(name: str, relative_to: Path | None) -> tuple[str, str, Path | None]:
     if name in builtin_names():
         file = resources.files("unclipped.recipes") / "builtin" / f"{name}.yaml"
         return file.read_text(encoding="utf-8"), name, None
+    if Path(name).is_dir():
+        raise UsageError(f"recipe {name}: is a folder; give a .yaml file or one of {', '.join(builtin_names())}")
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise UsageError(f"recipe {name}: no such file")
     raise UsageError(f"unknown recipe '{name}'; {nearest(name, builtin_names())}; or give a .yaml file")

@@ -18,20 +18,25 @@ C = TypeVar("C", bound=FrozenConfig)
 
 def load_recipe(name: str, schema: type[C], overrides: list[str] | None = None) -> C:
     """Read, override and validate a recipe. Raises UsageError with one line for each wrong field."""
-    return validate(apply_overrides(read_recipe(name), overrides or []), schema, name)
+    return validate(apply_overrides(read_recipe(name), overrides or []), schema, f"recipe {name}")
 
 
 def validate(recipe: dict[str, Any], schema: type[C], where: str) -> C:
-    """The configuration of `schema` made from `recipe`. Raises UsageError that names every wrong field."""
+    """The configuration of `schema` made from `recipe`, which errors call `where`.
+
+    Raises UsageError that names every wrong field.
+    """
     kind = recipe.get("kind")
     expected = schema.model_fields["kind"].default if "kind" in schema.model_fields else None
     if expected is not None and kind is not None and kind != expected:
-        raise UsageError(f"recipe {where}: is of kind '{kind}'; run it with 'unclipped {kind} {where}'")
+        raise UsageError(
+            f"{where}: is of kind '{kind}'; run it with 'unclipped {kind} {where.removeprefix('recipe ')}'"
+        )
     try:
         return schema.model_validate(recipe)
     except ValidationError as error:
         lines = [_describe(item, schema) for item in error.errors(include_url=False)]
-        raise UsageError(f"recipe {where}: " + "; ".join(lines)) from None
+        raise UsageError(f"{where}: " + "; ".join(lines)) from None
 
 
 def _describe(item: Any, schema: type[BaseModel]) -> str:

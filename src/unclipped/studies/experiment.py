@@ -12,6 +12,7 @@ from unclipped.core.files import write_json
 from unclipped.data.config import DataConfig
 from unclipped.data.sources import open_source
 from unclipped.data.statistics import pixel_statistics
+from unclipped.evaluation.questions import open_task
 from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
 from unclipped.studies.config import ExperimentConfig
 
@@ -71,6 +72,7 @@ def run_experiment(
     from unclipped.training.device import world
 
     rank, _ = world()
+    open_inputs(config)
     arms = arms_of(config, output)
     records: dict[str, dict[str, Any]] = {}
     for arm in arms:
@@ -94,6 +96,22 @@ def run_experiment(
         path=output / "report.html",
     )
     return results
+
+
+def open_inputs(config: ExperimentConfig) -> None:
+    """Open all that later parts of the run read: a wrong path must show before the first step, not after the last.
+
+    Raises UsageError and DataError as the sources do.
+    """
+    training = [
+        source for data in (config.data, *(stage.data for stage in config.stages)) if data for source in data.sources
+    ]
+    for source in (*training, *config.held_out_text):
+        open_source(source, seed=config.training.seed)
+    for task in config.evaluation.tasks:
+        open_task(task)
+        if task.unseen_answers_of is not None:
+            open_source(task.unseen_answers_of)
 
 
 def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:

@@ -182,27 +182,30 @@ def _gallery(arm: Arm) -> list[GalleryItem]:
         scorer = SCORERS.get(task.scorer)
         source = open_task(task)
         predictions = read_predictions(predictions_folder(arm.folder / "evaluation", task.name))
-        for prediction in _in_turn(predictions, -(-GALLERY_SIZE // len(tasks))):
+        is_right = {
+            prediction.index: (prediction.score or 0.0) >= 0.5 if scorer.higher_is_better else prediction.score == 0.0
+            for prediction in predictions
+        }
+        for prediction in _in_turn(predictions, is_right, -(-GALLERY_SIZE // len(tasks))):
             images = source[prediction.index].images
-            score = prediction.score or 0.0
             items.append(
                 GalleryItem(
                     image=images[0].source if images else None,  # type: ignore[arg-type]
                     question=prediction.question,
                     answer=" | ".join(prediction.answers),
                     prediction=prediction.prediction,
-                    is_right=score >= 0.5 if scorer.higher_is_better else score == 0.0,
+                    is_right=is_right[prediction.index],
                     category=prediction.category,
                 )
             )
     return items
 
 
-def _in_turn(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
+def _in_turn(predictions: Sequence[Prediction], is_right: Mapping[int, bool], count: int) -> list[Prediction]:
     """`count` predictions that take categories, and right and wrong within each, in turn."""
     queues: dict[tuple[Any, bool], list[Prediction]] = {}
     for prediction in predictions:
-        queues.setdefault((prediction.category, (prediction.score or 0.0) >= 0.5), []).append(prediction)
+        queues.setdefault((prediction.category, is_right[prediction.index]), []).append(prediction)
     chosen: list[Prediction] = []
     lanes = [queues[key] for key in sorted(queues, key=str)]
     depth = 0

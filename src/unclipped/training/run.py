@@ -115,6 +115,8 @@ class _VisionLanguageJob:
         connector = self.model.model.connector
         if not connector.config.standardise or "connector" not in stage.train:
             return
+        if self.data_of(stage).blind == "removed":  # no image ever reaches this connector
+            return
         if bool((connector.mean != 0).any()) or bool((connector.std != 1).any()):
             return  # measured in an earlier stage: the projection was trained on those values
         number, total, squares = 0, 0.0, 0.0
