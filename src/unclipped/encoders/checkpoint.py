@@ -21,6 +21,7 @@ from unclipped.core.errors import CheckpointError
 # Root files only, and one set of weights: repositories often hold the same tensors several times.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 HUB_SKIPPED = ["*/*", "consolidated*"]
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 FOLDER_FORM = "a folder that holds config.json and model.safetensors (as save_pretrained writes it)"
 
 
@@ -36,11 +37,13 @@ def checkpoint_folder(source: str | Path) -> Path:
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file; expected {FOLDER_FORM}")
+    if not HUB_ID.fullmatch(str(source)):
+        raise CheckpointError(f"{source}: no such folder; expected {FOLDER_FORM}")
     try:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: no such folder, and it could not be fetched as a hub id ({first_line(error)}); "
+            f"{source}: no such folder, and it could not be fetched as a hub id ({first_line(error).split('. ')[0]}); "
             f"without network give {FOLDER_FORM}"
         ) from None
 
@@ -103,7 +106,10 @@ def raise_misfits(where: str, missing: list[str], extra: list[str], misshaped: l
     kinds = {"missing": missing, "unexpected": extra, "misshaped": misshaped}
     listed = [f"{kind} {len(names)}: {shortened(names)}" for kind, names in kinds.items() if names]
     if listed:
-        raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(listed)}")
+        raise CheckpointError(
+            f"{where}: tensors do not fit the model: {'; '.join(listed)}; config.json and weights must come from one "
+            "checkpoint: save or fetch it again"
+        )
 
 
 def first_line(error: Exception) -> str:
