@@ -294,7 +294,7 @@ def test_bad_tasks(
 
 
 def test_no_tasks(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no tasks"):
+    with pytest.raises(UsageError, match="no tasks"):
         evaluate_model(Scripted(sighted), EvaluationConfig(), tmp_path, console=QUIET)
 
 

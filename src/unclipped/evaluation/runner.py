@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from unclipped.core.errors import DataError
+from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_json
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
 from unclipped.evaluation.predictions import TASK_FILE, Prediction, PredictionFile, fingerprint
@@ -129,12 +129,12 @@ def evaluate_model(
     """Run all tasks of `config` on a model folder (or an Engine) and write OUTPUT/results.json.
 
     Predictions stand in OUTPUT/predictions/TASK, those without images in OUTPUT/predictions-blind/TASK. Raises
-    DataError when there is no task.
+    UsageError when there is no task.
     """
     from unclipped.inference.engine import Engine
 
     if not config.tasks:
-        raise DataError("evaluation: no tasks; name at least one under evaluation.tasks")
+        raise UsageError("evaluation: no tasks; name at least one under evaluation.tasks")
     console = console or _default_console()
     engine = model if isinstance(model, Engine) else Engine(model, device=device)
     output = Path(output)
