@@ -50,7 +50,7 @@ def statistics_of_images(parts: Iterable[ImagePart], rule: Any) -> tuple[tuple[f
         total += values.sum(axis=0)
         squares += (values**2).sum(axis=0)
     if number == 0:
-        raise DataError("pixel statistics: the sources hold no image; set mean and std in the recipe")
+        raise DataError("pixel statistics: the sources hold no image to measure and learn from; add images to the data")
     mean = total / number
     # A constant channel would divide by zero later; the smallest step of 8-bit values bounds it.
     std = np.sqrt(np.maximum(squares / number - mean**2, (1 / 255) ** 2))
