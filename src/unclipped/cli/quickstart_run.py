@@ -28,22 +28,21 @@ def run(output: Path, *, minutes: float, overrides: list[str], resume: bool) -> 
     text_overrides = [override.removeprefix(prefix) for override in overrides if override.startswith(prefix)]
     overrides = [override for override in overrides if not override.startswith(prefix)]
     text = load_recipe("quickstart-lm", PretrainRecipe, text_overrides)
+    path, folder = output / "recipe.yaml", str(language_model / "model")
+    is_measured = resume and path.is_file()
+    if is_measured:
+        config = load_recipe(str(path), TrainRecipe, overrides)
+    else:  # read before anything is trained, so that a mistyped override shows at once
+        own = [f"model.text={folder}", f"model.vision=llm:{folder}"]
+        config = load_recipe("quickstart", TrainRecipe, [*own, *overrides])
     typer.echo("1/3  a text-only language model, from generated text")
     pretrain(text, language_model, resume=resume)
     pretraining_seconds = time.perf_counter() - started
 
-    path = output / "recipe.yaml"
-    if resume and path.is_file():
-        config = load_recipe(str(path), TrainRecipe, overrides)
-    else:
-        folder = str(language_model / "model")
-        config = load_recipe(
-            "quickstart", TrainRecipe, [f"model.text={folder}", f"model.vision=llm:{folder}", *overrides]
-        )
-        if not any(override.startswith("stages") for override in overrides):
-            typer.echo("2/3  measuring the pace of this machine")
-            seconds = 60 * minutes * TRAINING_SHARE - (time.perf_counter() - started)
-            config = with_steps(config, max(60, int(seconds / sum(seconds_per_step(config, output)))))
+    if not is_measured and not any(override.startswith("stages") for override in overrides):
+        typer.echo("2/3  measuring the pace of this machine")
+        seconds = 60 * minutes * TRAINING_SHARE - (time.perf_counter() - started)
+        config = with_steps(config, max(60, int(seconds / sum(seconds_per_step(config, output)))))
     steps = sum(stage.steps for stage in config.stages)
     typer.echo(f"3/3  {1 + len(config.baselines)} arms of {steps} steps each; the recipe is {path}")
     record_run(config, output, resume=resume)
