@@ -1,0 +1,63 @@
+"""A folder prepared as the pages say: the files they show, the images those name, tiny models in place of real ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from docs_pages import PAGES, blocks
+
+from support.tiny_models import tiny_encoder, tiny_image, tiny_lm, tiny_vlm
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once; tests take a copy."""
+    folder = tmp_path_factory.mktemp("documentation")
+    for page in PAGES:
+        for block in blocks(page):
+            if block.file and block.language in ("yaml", "jsonl"):
+                path = folder / block.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text)
+    for number, path in enumerate(sorted(folder.rglob("*.jsonl"))):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for name in {name for row in rows for name in images_in(row)}:
+            image = path.parent / name
+            image.parent.mkdir(exist_ok=True)
+            tiny_image(32, 48, offset=8 * number + len(name)).save(image)
+    more_rows(folder / "my-folder" / "train.jsonl")
+    (folder / "my-text").mkdir()
+    for number in range(4):
+        (folder / "my-text" / f"{number}.txt").write_text(f"the red circle number {number} and the blue square. " * 40)
+    tiny_lm(folder / "my-lm")
+    tiny_encoder(folder / "my-vit", image_size=16, patch_size=8)
+    tiny_vlm(folder / "quickstart", output=folder / "quickstart" / "model")
+    shutil.move(folder / "quickstart" / "text", folder / "quickstart" / "language-model" / "model")
+    (folder / "quickstart" / "examples").mkdir()
+    tiny_image(24, 64).save(folder / "quickstart" / "examples" / "1.png")
+    return folder
+
+
+@pytest.fixture
+def workspace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh copy of the prepared folder, as the working directory."""
+    folder = shutil.copytree(prepared, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("UNCLIPPED_DATA", raising=False)
+    return folder
+
+
+def images_in(row: dict) -> list[str]:
+    """Paths of the images that a row names."""
+    named = row.get("image") or row.get("images") or []
+    return [named] if isinstance(named, str) else list(named)
+
+
+def more_rows(path: Path) -> None:
+    """Repeat the two rows of the page for other meters, so that there is something to split and to batch."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    copies = [{**row, "id": row["id"].replace("17", str(meter))} for meter in range(17, 25) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in copies))

@@ -1,0 +1,166 @@
+"""Every command on the pages is run in a folder prepared as they say, or stands here with the reason why it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from docs_pages import PAGES, ROOT, arguments, blocks, commands
+from typer.testing import CliRunner
+
+from unclipped.cli.main import app
+from unclipped.core.errors import CheckpointError
+from unclipped.recipes.loading import read_recipe
+from unclipped.recipes.schema import PretrainRecipe, TrainRecipe
+from unclipped.recipes.validation import load_recipe
+
+SHORT = ["training.threads=1", "evaluation.bootstrap_samples=100", "evaluation.tasks.0.max_new_tokens=2"]
+TWO_STAGES = [f"stages.{i}.{field}" for i in (0, 1) for field in ("steps=2", "warmup_steps=0", "batch_size=4")] + SHORT
+ONE_STAGE = ["stages.0.steps=2", "stages.0.warmup_steps=0", "stages.0.batch_size=4", *SHORT]
+EVAL = ["bootstrap_samples=100"]
+FEW_TOKENS = ["--max-new-tokens", "2"]
+
+# Commands that are run, with what is appended to keep them short.
+RUN: dict[str, list[str]] = {
+    'unclipped chat quickstart/model quickstart/examples/1.png -q "number?"': FEW_TOKENS,
+    'unclipped chat runs/meters/model my-folder/images/90.png -q "what number?"': FEW_TOKENS,
+    'unclipped assemble --vision ./my-vit --text ./my-lm --connector "pixel_shuffle(2x2) + mlp(2)" --output my-model': [],
+    "unclipped recipes quickstart": [],
+    "unclipped train my-recipe.yaml --output runs/meters": TWO_STAGES,
+    "unclipped train my-recipe.yaml --output runs/meters --resume": TWO_STAGES,
+    "unclipped train my-recipe.yaml stages.all.steps=4000 training.seed=1 --output runs/meters-seed-1": [
+        *TWO_STAGES, "baselines=[]",
+    ],
+    "unclipped train my-quick.yaml --output runs/meters-quick": [
+        *ONE_STAGE, "baselines=[]", "held_out_blocks=2", "held_out_length=16",
+    ],
+    "unclipped train my-dev.yaml --output runs/meters-dev": [*TWO_STAGES, "baselines=[]"],
+    "unclipped pretrain real-lm data.sources.0.source=my-text data.sources.0.options={} steps=500 --output runs/my-lm": [
+        "steps=2", "warmup_steps=0", "batch_size=2", "block_length=16", "tokenizer.vocabulary_size=300",
+        "shape.hidden_size=32", "shape.intermediate_size=64", "shape.head_dim=8", "training.threads=1",
+    ],
+    "unclipped eval runs/meters/model --data my-folder --split val --blind --output runs/meters-eval": [
+        *EVAL, *FEW_TOKENS,
+    ],
+    "unclipped eval runs/meters/model --data my-folder --split val --scorer exact_match --blind --output runs/meters-eval": [
+        *EVAL, *FEW_TOKENS,
+    ],
+    "unclipped eval runs/meters/model --data my-folder --output runs/meters-eval --rescore": [],
+    "unclipped eval runs/meters/model --recipe my-recipe.yaml --output runs/meters-eval-recipe": [
+        *EVAL, "tasks.0.max_new_tokens=2",
+    ],
+    "unclipped eval runs/meters/model --data generated:characters --split test --limit 400 --output runs/characters-eval": [
+        *EVAL, *FEW_TOKENS, "--limit", "4",
+    ],
+}  # fmt: skip
+
+# Run without a network: they must end with one line that says so and names the folder form that works instead.
+HUB = {
+    "unclipped assemble --vision llm:Qwen/Qwen3-0.6B --text Qwen/Qwen3-0.6B --output qwen-vl",
+    'unclipped assemble --vision llm:Qwen/Qwen3-0.6B --text Qwen/Qwen3-0.6B --connector "pixel_shuffle(2x2) + mlp(2)" '
+    "--output qwen-vl",
+    "unclipped assemble --vision facebook/dinov2-small --text Qwen/Qwen3-0.6B --output dinov2-qwen",
+    "unclipped train hub-recipe.yaml --output runs/hub",
+}
+
+# Not run; options and recipe are checked.
+REAL = "needs the real data and minutes"
+TWO = "two processes: tests/training/test_training_distributed.py trains under torchrun"
+CHECKED = {
+    "unclipped pretrain real-lm --output runs/real-lm": REAL,
+    "unclipped train nlvr --output runs/nlvr": REAL,
+    "unclipped pretrain real-lm-characters --output runs/real-lm-characters": REAL,
+    "unclipped train sroie-lines --output runs/sroie-lines": REAL,
+    "unclipped train table-lookups --output runs/table-lookups": REAL,
+    "unclipped pretrain clothing-mae --output runs/clothing-mae": REAL,
+    "unclipped pretrain clip-free-lm --output runs/clip-free-lm": REAL,
+    "unclipped train clip-free --output runs/clip-free": REAL,
+    "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml --output runs/meters-ddp": TWO,
+    "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml training.parallel=fsdp2 --output runs/meters-fsdp2": TWO,
+}
+
+# Other programs.
+OTHER = {
+    "make quickstart": "minutes",
+    "make test": "is what runs this",
+    "make lint types": "runs before a change lands",
+    "bash .ci/run": "runs before a change lands",
+    "export UNCLIPPED_DATA=/path/to/data": "a variable",
+    "hf download facebook/dinov2-small --local-dir models/dinov2-small": "needs the hub",
+    "python -m unclipped.recipes.reference > docs/recipe-reference.md": "test_docs_pages.py compares its output",
+    "python -m pytest tests/encoders/test_encoders_contract.py -k vit_msn": "test_docs_extending.py runs it",
+    "python -m pytest tests/connectors/test_connectors.py": "test_docs_extending.py runs it",
+}
+
+
+def test_every_command_is_accounted_for() -> None:
+    shown = {command for page in PAGES for command in commands(page)}
+    known = {*RUN, *HUB, *CHECKED, *OTHER}
+    assert shown - known == set(), "say here how each new command is tested"
+    assert known - shown == set(), "these commands have left the pages"
+    assert all(arguments(command) is not None for command in {*RUN, *HUB, *CHECKED})
+    assert all(arguments(command) is None for command in OTHER)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if {*commands(page)} & {*RUN, *HUB}], ids=lambda page: page.name
+)
+def test_commands_run_in_the_order_of_the_page(page: Path, workspace: Path) -> None:
+    for command in commands(page):
+        if command in OTHER or command in CHECKED:
+            continue
+        given = arguments(command)
+        assert given is not None
+        if command in HUB:
+            with pytest.raises(CheckpointError, match=r"could not be fetched as a hub id .* holds config\.json"):
+                invoke(given)
+            continue
+        output = invoke([*given, *RUN[command]])
+        if "--output" in given:
+            folder = workspace / given[given.index("--output") + 1]
+            assert any(folder.iterdir()), command
+            if given[0] == "train":
+                assert {"report.html", "results.json", "model", "recipe.yaml"} <= {
+                    path.name for path in folder.iterdir()
+                }
+        else:
+            assert output, command  # an untrained model may answer with an empty line
+
+
+def invoke(given: list[str]) -> str:
+    """Run the command line in this process and return what it printed; its errors are raised."""
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", sorted(CHECKED))
+@pytest.mark.usefixtures("workspace")
+def test_options_and_recipe_of_long_commands(command: str) -> None:
+    name, *given = arguments(command) or []
+    group = typer.main.get_command(app)
+    subcommand = group.commands[name]  # type: ignore[attr-defined]
+    options = subcommand.make_context(name, given).params  # raises for an unknown option
+    schema = TrainRecipe if name == "train" else PretrainRecipe
+    load_recipe(options["recipe"], schema, options["overrides"])
+
+
+@pytest.mark.usefixtures("workspace")
+def test_recipes_on_the_pages_are_valid() -> None:
+    files = {block.file for page in PAGES for block in blocks(page) if block.language == "yaml"}
+    assert files
+    for file in files:
+        assert file is not None, "name the file of each recipe in the sentence before it"
+        kind = read_recipe(file).get("kind")
+        load_recipe(file, TrainRecipe if kind == "train" else PretrainRecipe)
+
+
+def test_make_targets_and_scripts_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in OTHER:
+        program, *words = command.split()
+        if program == "make":
+            assert all(f"\n{target}:" in makefile for target in words)
+        if program == "bash":
+            assert (ROOT / words[0]).is_file()
