@@ -167,10 +167,12 @@ def test_counts_of_parts_of_a_batch_add_up(vlm: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(summed, wrapped(**whole)["loss"])
 
 
-def test_a_batch_without_images_has_no_ctc_part(vlm: Any) -> None:
+def test_a_batch_without_images_has_a_ctc_part_of_zero(vlm: Any) -> None:
     model, processor = vlm
     inputs = {key: value for key, value in batch_of(processor, blind="removed").items() if key != "sample_ids"}
-    assert set(objective(model)(**inputs)["parts"]) == {"answer"}
+    outputs = objective(model)(**inputs)
+    assert outputs["parts"]["ctc"] == outputs["parts"]["ctc_left_out"] == 0
+    assert outputs["loss"] == outputs["parts"]["answer"]
 
 
 def test_parts_of_parameters(vlm: Any) -> None:

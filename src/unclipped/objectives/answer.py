@@ -80,8 +80,10 @@ class AnswerObjective(Objective):
         )
         loss = answer = output.loss
         parts = {"answer": answer.detach()}
-        if self.ctc_head is not None and images is not None:
-            ctc = self.ctc_head(images.last_hidden_state, grid, readings) / normaliser(counts, own, "ctc")
+        if self.ctc_head is not None:
+            ctc = torch.zeros_like(answer)
+            if images is not None:
+                ctc = self.ctc_head(images.last_hidden_state, grid, readings) / normaliser(counts, own, "ctc")
             loss = loss + self.ctc_weight * ctc
             left_out = (rows - len(readings)) / normaliser(counts, own, "ctc_rows")
             parts |= {"ctc": ctc.detach(), "ctc_left_out": left_out.to(answer.device)}

@@ -16,7 +16,8 @@ Counts = dict[str, Tensor]
 class Objective(nn.Module):
     """A model together with the loss it is trained on.
 
-    `forward(**batch, counts=None)` returns `{"loss": scalar, "parts": {name: detached scalar}}`.
+    `forward(**batch, counts=None)` returns `{"loss": scalar, "parts": {name: detached scalar}}`, with the same names
+    for every batch.
 
     An objective whose loss is a mean over things that differ in number from batch to batch (tokens, samples) says in
     `count` how many there are. The trainer adds these up over accumulated micro-batches and processes and hands the

@@ -81,6 +81,18 @@ def count_flops(objective: Objective, batch: Batch, device: torch.device, autoca
     return counter.get_total_flops()
 
 
+def estimate_flops(objective: Objective, batch: Batch) -> int:
+    """6 · parameters · tokens, text tokens for the text part and patches for the vision part; attention left out.
+
+    For models that no single process can hold, where `count_flops` cannot run.
+    """
+    tokens = objective.num_tokens(batch)
+    patches = batch["pixel_values"].shape[0] if "pixel_values" in batch else 0
+    table = parameter_table(objective)
+    sizes = {part: row["total"] for part, row in table.items() if part != "all"}
+    return 6 * sum(size * (tokens if part == "text" else patches) for part, size in sizes.items())
+
+
 @torch.no_grad()
 def text_perplexity(
     model: nn.Module, blocks: Sequence[Sequence[int]], *, batch_size: int = 16, bytes_per_block: float | None = None

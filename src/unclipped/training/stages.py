@@ -23,7 +23,7 @@ from unclipped.training.checkpoint import Position
 from unclipped.training.config import StageConfig, TrainingConfig
 from unclipped.training.device import choose_device, choose_precision, compile_blocks, uncompile_blocks, world
 from unclipped.training.interrupt import StopRequest, TrainingInterrupted
-from unclipped.training.parallel import any_rank, is_distributed, load_whole, shard, whole
+from unclipped.training.parallel import any_rank, barrier, is_distributed, load_whole, shard, whole
 from unclipped.training.progress import Reporter
 from unclipped.training.record import TrainingResult, hardware, read_record
 from unclipped.training.trainer import UnclippedTrainer
@@ -75,7 +75,8 @@ class _Run:
         self.device = choose_device(training.device)
         self.autocast = choose_precision(training.precision, self.device)
         self.rank, self.world_size = world()
-        if training.parallel == "fsdp2" and self.world_size > 1 and training.gradient_checkpointing:
+        self.is_sharded = training.parallel == "fsdp2" and self.world_size > 1
+        if self.is_sharded and training.gradient_checkpointing:
             raise UsageError("training: gradient_checkpointing with fsdp2 is not supported; switch one of them off")
         self.reporter = Reporter(output / METRICS, is_first_process=self.rank == 0)
         self.carried: dict[str, Any] = {}
@@ -175,9 +176,10 @@ class _Run:
         if is_resumed:
             entry = self._resume_entry()
         else:
-            self.job.model.to(self.device)
+            here = torch.device("cpu") if self.is_sharded else self.device  # a sharded model may fit no single device
+            self.job.model.to(here)
             if self.job.prepare is not None:
-                self.job.prepare(stage, batches, self.device)
+                self.job.prepare(stage, batches, here)
             entry = self._new_entry(index, stage, objective, batches)
         self.reporter.parameter_table(stage.name, entry["parameters"])
         trainer = self._train(index, stage, objective, batches, stop, seed, entry, is_resumed)
@@ -195,16 +197,18 @@ class _Run:
     def _new_entry(self, index: int, stage: StageConfig, objective: Objective, batches: StageBatches) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": stage.name, "steps": stage.steps, "batch_size": stage.batch_size}
         entry["parameters"] = measure.parameter_table(objective)
-        objective.to(self.device)
-        objective.train()
-        per_micro_batch = measure.count_flops(objective, batches[0], self.device, self.autocast)
+        if self.is_sharded:
+            per_micro_batch = measure.estimate_flops(objective, batches[0])
+            method = "6 · parameters · tokens (patches for the vision part), estimated; attention not included"
+        else:
+            objective.to(self.device).train()
+            per_micro_batch = measure.count_flops(objective, batches[0], self.device, self.autocast)
+            method = (
+                "matrix products and attention of forward and backward, counted on the first micro-batch; "
+                "optimiser and recomputation for gradient checkpointing not included"
+            )
         per_step = per_micro_batch * stage.gradient_accumulation * self.world_size
-        entry["flops"] = {
-            "per_step": per_step,
-            "total": per_step * stage.steps,
-            "method": "matrix products and attention of forward and backward, counted on the first micro-batch; "
-            "optimiser and recomputation for gradient checkpointing not included",
-        }
+        entry["flops"] = {"per_step": per_step, "total": per_step * stage.steps, "method": method}
         if self.job.measure_text is not None:
             previous = [e for e in self.record["stages"] if "text_perplexity" in e]  # type: ignore[index]
             before = previous[-1]["text_perplexity"]["after"] if previous else self.job.measure_text()
@@ -216,10 +220,9 @@ class _Run:
         entry: dict[str, Any], is_resumed: bool,
     ) -> UnclippedTrainer:  # fmt: skip
         trained = objective
-        is_sharded = self.training.parallel == "fsdp2" and self.world_size > 1
         if self.training.gradient_checkpointing:
             _checkpoint_activations(self.job.model, True)
-        if is_sharded:
+        if self.is_sharded:
             _start_process_group(self.device)
             trained = shard(copy.deepcopy(objective).to(self.device))  # the caller's model stays whole
         compiled = compile_blocks(trained, self.training.compile, self.device)
@@ -238,7 +241,7 @@ class _Run:
             if self.training.gradient_checkpointing:
                 _checkpoint_activations(self.job.model, False)
         self.reporter.end_stage()
-        if is_sharded:
+        if self.is_sharded:
             objective.load_state_dict(whole(trained.state_dict()))
         return trainer
 
@@ -249,6 +252,7 @@ class _Run:
         entry["peak_memory"] = measure.peak_memory(self.device)
         entry["samples_per_second"] = measure.spread(trainer.rates)
         entry["final_loss"] = trainer.last_loss
+        entry["wrapped_as"] = type(trainer.model_wrapped).__name__
         if self.job.measure_text is not None:
             entry["text_perplexity"]["after"] = self.job.measure_text()
 
@@ -294,9 +298,11 @@ class _Run:
                 "peak_memory_bytes": max((entry["peak_memory"]["bytes"] for entry in entries), default=0),
             },
         }
+        barrier()
         if self.rank == 0:
             write_json(self.output / RECORD, self.record)
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
+        barrier()  # the model folder is there for every process
         return TrainingResult(self.output, self.output / MODEL, self.record)
 
 

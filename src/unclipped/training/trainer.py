@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 
@@ -151,6 +152,19 @@ class UnclippedTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Batch) -> int:
         return 0  # measured once for each stage instead, see measure.py
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @contextlib.contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Accumulate micro-batches of a sharded model without talking to the other processes."""
+        self.objective.set_requires_gradient_sync(False)  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.objective.set_requires_gradient_sync(True)  # type: ignore[operator]
 
     # After a step
 
