@@ -1,5 +1,6 @@
 """Every command on the pages is run in a folder prepared as they say, or stands here with the reason why it is not."""
 
+# ruff: noqa: E501 - commands stand here as they stand on the pages
 from __future__ import annotations
 
 from pathlib import Path
@@ -76,6 +77,8 @@ CHECKED = {
     "unclipped pretrain clothing-mae --output runs/clothing-mae": REAL,
     "unclipped pretrain clip-free-lm --output runs/clip-free-lm": REAL,
     "unclipped train clip-free --output runs/clip-free": REAL,
+    "unclipped pretrain real-lm-gpu --output runs/real-lm-gpu": REAL,
+    "unclipped train nlvr-gpu --output runs/nlvr-gpu": REAL,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml --output runs/meters-ddp": TWO,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml training.parallel=fsdp2 --output runs/meters-fsdp2": TWO,
 }

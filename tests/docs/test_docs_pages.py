@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -77,8 +79,25 @@ def test_readme_lists_what_is_registered() -> None:
 
 def test_every_built_in_recipe_is_shown() -> None:
     # quickstart-lm runs inside `unclipped quickstart`, which is the page's first command.
-    for name in set(builtin_names()) - {"quickstart-lm"}:
+    small = {name.removesuffix("-gpu") for name in builtin_names()}
+    assert small <= set(builtin_names())
+    assert "`-gpu`" in OWN_DATA
+    for name in small - {"quickstart-lm"}:
         assert re.search(rf"\b{name}\b", OWN_DATA), f"recipe {name}"
+
+
+def test_every_imported_package_is_explained() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text().lower()
+    spelt = {"PIL": "pillow", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+    imported: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").split(".")[0])
+    for name in imported - set(sys.stdlib_module_names) - {"unclipped"}:
+        assert spelt.get(name, name).lower() in page, f"dependencies.md: nothing about {name}"
 
 
 def test_architecture_and_its_picture_show_every_room() -> None:
