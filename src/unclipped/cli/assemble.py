@@ -50,5 +50,5 @@ def assemble(
 
         model, processor, report = assemble_from_config(config, seed=seed)
         save_model(model, processor, output)
-    typer.echo(str(report))
+    typer.echo("\n".join(report.lines()))
     typer.echo(f"\nsaved: {output}\nnext:  unclipped chat {output} IMAGE -q 'What is shown?'   (after training it)")
