@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +144,7 @@ def build_llava(shape: Shape, device: torch.device) -> nn.Module:
     return model.to(device).train()
 
 
-BUILDERS: dict[str, Callable[[Shape, torch.device], nn.Module]] = {"ours": build_ours, "llava": build_llava}
+BUILDERS = {"ours": build_ours, "llava": build_llava}
 
 
 def copy_weights(ours: Any, llava: Any) -> None:
@@ -269,8 +268,7 @@ def measure_memory(side: str, shape: Shape, arguments: argparse.Namespace, batch
     model = BUILDERS[side](shape, device)
     inputs = make_inputs(shape, batch, supervised, device)[side]
     step = Step(model, arguments.dtype, arguments.optimizer, device)
-    on_cuda = device.type == "cuda"
-    if on_cuda:
+    if on_cuda := device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         baseline = torch.cuda.memory_allocated(device)
     else:
@@ -299,21 +297,21 @@ def run(arguments: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
     """A row of figures for each batch size and number of supervised positions, printed as they come."""
     device = torch.device(arguments.device)
     cases = [(batch, supervised) for batch in arguments.batch for supervised in arguments.supervised]
-    memory = {}
-    if not arguments.no_memory:  # before the models of this process are built: never three models at a time
-        memory = {case: {side: memory_apart(side, arguments, *case) for side in SIDES} for case in cases}
-    ours, llava = build_ours(shape, device), build_llava(shape, device)
-    copy_weights(ours, llava)
-    parameters, others = (sum(parameter.numel() for parameter in model.parameters()) for model in (ours, llava))
+    # Memory first, before the models of this process are built: never three models at a time.
+    measured_cases = [] if arguments.no_memory else cases
+    memory = {case: {side: memory_apart(side, arguments, *case) for side in SIDES} for case in measured_cases}
+    models = {side: BUILDERS[side](shape, device) for side in SIDES}
+    copy_weights(**models)
+    parameters, others = (sum(parameter.numel() for parameter in model.parameters()) for model in models.values())
     assert parameters == others, "unequal numbers of parameters"
     print(f"{parameters / 1e6:.1f}M parameters each, sequence {shape.sequence}, {shape.visual_tokens} visual tokens")
     checked = {}
     for case in cases:  # all of them before an optimiser moves the weights apart
-        checked[case] = check_equal(ours, llava, make_inputs(shape, *case, device), device)
+        inputs = make_inputs(shape, *case, device)
+        checked[case] = check_equal(**models, inputs=inputs, device=device)
         if arguments.dtype == "bf16":
-            bf16 = check_equal(ours, llava, make_inputs(shape, *case, device), device, "bf16")
+            bf16 = check_equal(**models, inputs=inputs, device=device, dtype="bf16")
             checked[case]["bf16_loss_difference"] = bf16["loss_difference"]
-    models = {"ours": ours, "llava": llava}
     steps = {side: Step(models[side], arguments.dtype, arguments.optimizer, device) for side in SIDES}
     rows = []
     for batch, supervised in cases:
@@ -353,7 +351,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast over fp32 weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, nargs="+", help="default 4 on CPU, 1 8 32 128 256 on CUDA")
-    parser.add_argument("--supervised", type=int, nargs="+", default=None, help="positions with a label; default 32 6")
+    parser.add_argument("--supervised", type=int, nargs="+", default=[32, 6], help="labelled positions; default 32 6")
     parser.add_argument("--optimizer", choices=("none", "adamw"), default="none", help="time its step too")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved repeats; fewer than 7 say little")
@@ -361,10 +359,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--json", metavar="FILE", help="write figures, settings and versions here")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    shape = SHAPES[arguments.scale]
+    shape = SHAPES[(arguments := parser.parse_args()).scale]
     arguments.batch = arguments.batch or ([1, 8, 32, 128, 256] if arguments.device.startswith("cuda") else [4])
-    arguments.supervised = arguments.supervised or [32, 6]
     longest = shape.sequence - shape.visual_tokens
     if not all(1 <= count <= longest for count in arguments.supervised):
         parser.error(f"--supervised: expected 1 … {longest}, the text positions, found {arguments.supervised}")
@@ -393,8 +389,8 @@ def main() -> None:
     rows = run(arguments, shape)
     if arguments.json:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "memory_of")}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        versions["transformers"] = transformers.__version__
+        versions = {package.__name__: package.__version__ for package in (torch, transformers)}
+        versions["python"] = platform.python_version()
         result = {"hardware": hardware, "versions": versions, "settings": settings, "shape": vars(shape), "rows": rows}
         write_json(arguments.json, result)
 
