@@ -44,7 +44,7 @@ def assemble(
         fields |= {"patch_size": patch_size, "rope": rope}
     config = validate(fields, ModelConfig, "assemble")
 
-    with run_folder(output):
+    with run_folder(output, can_resume=False):
         from unclipped.models.assemble import assemble_from_config
         from unclipped.models.checkpoint import save_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import typer
@@ -59,7 +60,7 @@ def evaluate(
         section = read_recipe(recipe).get("evaluation", {})
     else:
         source = {"source": data, "split": split}
-        task = {"name": Path(data.removeprefix("generated:")).stem, "source": source, "scorer": scorer}
+        task = {"name": _task_name(data), "source": source, "scorer": scorer}
         section = {"tasks": [task | {"max_new_tokens": max_new_tokens, "limit": limit}], "batch_size": batch_size}
     if blind:
         section["blind"] = True
@@ -71,3 +72,9 @@ def evaluate(
         from unclipped.evaluation.runner import evaluate_model
 
         evaluate_model(str(model), config, output, resume=resume)
+
+
+def _task_name(data: str) -> str:
+    """The name of the file, folder or generated task, with letters that a task's name may have."""
+    stem = Path(data.removeprefix("generated:")).absolute().stem
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).strip("_.+-") or "data"

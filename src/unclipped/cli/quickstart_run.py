@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +34,8 @@ def run(output: Path, *, minutes: float, overrides: list[str], resume: bool) -> 
     if is_measured:
         config = load_recipe(str(path), TrainRecipe, overrides)
     else:  # read before anything is trained, so that a mistyped override shows at once
-        own = [f"model.text={folder}", f"model.vision=llm:{folder}"]
+        parts = {"text": folder, "vision": f"llm:{folder}"}  # as JSON, since a folder's name may mean something in YAML
+        own = [f"model.{part}={json.dumps(value, ensure_ascii=False)}" for part, value in parts.items()]
         config = load_recipe("quickstart", TrainRecipe, [*own, *overrides])
     typer.echo("1/3  a text-only language model, from generated text")
     pretrain(text, language_model, resume=resume)

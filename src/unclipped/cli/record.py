@@ -20,12 +20,12 @@ _BEFORE_RESULTS = {"recipe.yaml", "environment.json", "assembly.json", "task.jso
 
 
 @contextmanager
-def run_folder(output: Path, *, resume: bool = False) -> Iterator[None]:
+def run_folder(output: Path, *, resume: bool = False, can_resume: bool = True) -> Iterator[None]:
     """The folder of a run, for the length of the run.
 
     When the run fails before it has a result, a folder that was new or empty is again: the corrected command must not
-    find it occupied. Of several processes the first one opens it. Raises UsageError when the folder holds something
-    and `resume` is false.
+    find it occupied. Of several processes the first one opens it. `can_resume`: whether the command has --resume.
+    Raises UsageError when the folder holds something and `resume` is false.
     """
     if not is_first_process():
         yield
@@ -34,7 +34,7 @@ def run_folder(output: Path, *, resume: bool = False) -> Iterator[None]:
     was_empty = not was_there or (output.is_dir() and not any(output.iterdir()))
     if resume and was_empty:
         typer.echo(f"nothing to resume in {output}: starting anew")
-    new_run_folder(output, resume=resume)
+    new_run_folder(output, resume=resume, can_resume=can_resume)
     try:
         yield
     except BaseException:

@@ -73,20 +73,24 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def new_run_folder(path: str | Path, *, resume: bool = False) -> Path:
-    """Make the folder of a run. Raises UsageError when it holds a run already and `resume` is false."""
+def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool = True) -> Path:
+    """Make the folder of a run. Raises UsageError when it holds something already and `resume` is false.
+
+    `can_resume`: whether the command has --resume, for the remedy.
+    """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {path}: is a file, not a folder")
     if path.is_dir() and any(path.iterdir()) and not resume:
-        raise UsageError(
-            f"--output {path}: the folder is not empty; choose another, remove it, or add --resume to go on"
-        )
+        remedy = "choose another, remove it, or add --resume to go on" if can_resume else "choose another or remove it"
+        raise UsageError(f"--output {path}: the folder is not empty; {remedy}")
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle, probe = tempfile.mkstemp(dir=path, prefix=".write-test.")
         os.close(handle)
         os.unlink(probe)
     except OSError as error:
-        raise UnclippedError(f"--output {path}: cannot be written ({error.strerror or error})") from None
+        raise UnclippedError(
+            f"--output {path}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from None
     return path

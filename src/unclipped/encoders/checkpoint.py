@@ -55,7 +55,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
             return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder / 'config.json'}: cannot be read as a model configuration ({first_line(error)})"
+            f"{folder / 'config.json'}: cannot be read as a model configuration ({first_line(error).rstrip('.')}); "
+            "fetch it again, or give a checkpoint of a kind that transformers knows"
         ) from None
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from unclipped.connectors.build import Connector
 from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
-from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import checkpoint_folder, first_line, quiet, raise_misfits, read_config
 from unclipped.models.language import raise_loading_misfits
 from unclipped.models.modeling import UnclippedForConditionalGeneration
 from unclipped.models.processing import UnclippedProcessor
@@ -48,13 +48,26 @@ def load_model(
             loaded: Any = UnclippedForConditionalGeneration.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            processor = UnclippedProcessor.from_pretrained(path)
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: cannot be read ({reason}); it may be incomplete: save it again") from None
+        raise CheckpointError(
+            f"{folder}: cannot be read ({first_line(error)}); it may be incomplete: save it again"
+        ) from None
     model, info = loaded
     raise_loading_misfits(str(folder), info)
-    return model.eval(), processor
+    return model.eval(), _load_processor(path)
+
+
+def _load_processor(folder: Path) -> UnclippedProcessor:
+    """The processor of an assembled folder. Raises CheckpointError that names the files it needs."""
+    needed = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+    remedy = f"a model folder needs {', '.join(needed)} beside the weights: copy all files, or save it again"
+    if absent := [name for name in needed if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder}: no processor, {' and '.join(absent)} missing; {remedy}")
+    try:
+        with quiet():
+            return UnclippedProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: the processor cannot be read ({first_line(error)}); {remedy}") from None
 
 
 def save_model(

@@ -121,10 +121,9 @@ def open_corpus(config: PretrainConfig) -> Corpus:
     return Corpus(config.data, sources, held_back, seed)
 
 
-def _samples(mixture: Mixture, most: int | None = None) -> Iterator[Sample]:
-    """One pass over a finite mixture, `most` draws of an endless one."""
-    count = mixture.length if mixture.length is not None else most
-    for index in range(count if most is None or count is None else min(count, most)):
+def _samples(mixture: Mixture, most: int) -> Iterator[Sample]:
+    """One pass over a finite mixture, and in any case no more than `most` draws."""
+    for index in range(most if mixture.length is None else min(mixture.length, most)):
         item = mixture.sample(index)
         yield from item.samples if isinstance(item, SampleGroup) else (item,)
 
@@ -189,5 +188,8 @@ def _held_out(config: PretrainConfig, corpus: Corpus, tokenizer: Any) -> TextBlo
     if config.held_out:
         return held_out_blocks(config.held_out, tokenizer, count, length=length, seed=corpus.seed)
     if not corpus.held_back:
-        raise DataError("data: a single document leaves nothing to hold back; give held_out, or more documents")
+        raise DataError(
+            "data: a single document leaves nothing to hold back; give held_out, more text, or a smaller "
+            "options.document_characters of the source"
+        )
     return blocks_of((sample.without_images() for sample in corpus.held_back), tokenizer, count, length)
