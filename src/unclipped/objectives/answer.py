@@ -20,6 +20,7 @@ class AnswerObjective(Objective):
     """Cross-entropy of the supervised tokens, with logits computed only there, plus weighted auxiliary losses."""
 
     needs = "pairs"
+    model: UnclippedForConditionalGeneration
 
     def __init__(
         self,

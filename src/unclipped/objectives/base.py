@@ -26,7 +26,7 @@ class Objective(nn.Module):
     """
 
     needs: ClassVar[Literal["text", "images", "pairs"]]
-    model: nn.Module
+    model: Any
 
     def count(self, batch: Batch) -> Counts:
         """Numbers of items that the loss of `batch` is divided by, as scalar tensors on the batch's device."""

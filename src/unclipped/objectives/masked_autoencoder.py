@@ -16,6 +16,7 @@ class MaskedAutoencoderObjective(Objective):
     """Mean squared error on the masked patches; every image has equally many, so a mean of means is the mean."""
 
     needs = "images"
+    model: ViTMAEForPreTraining
 
     def __init__(self, model: ViTMAEForPreTraining) -> None:
         """Raises UsageError when the model's positions are all equal: it could not know where a patch is."""

@@ -65,7 +65,7 @@ def build_autoencoder(shape: dict[str, Any], image_size: int | None = None) -> V
         raise UsageError(
             f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
         )
-    return initialise_vit_mae(ViTMAEForPreTraining(ViTMAEConfig(**merged)))
+    return initialise_vit_mae(ViTMAEForPreTraining(ViTMAEConfig.from_dict(merged)))
 
 
 class ImageExamples:
@@ -151,7 +151,8 @@ def masked_autoencoder_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the autoencoder and describe the training. Raises UsageError and DataError."""
     torch.manual_seed(config.training.seed)
     model = build_autoencoder(config.shape, config.image_size)
-    side, patch, channels = model.config.image_size, model.config.patch_size, model.config.num_channels
+    fields: Any = model.config
+    side, patch, channels = fields.image_size, fields.patch_size, fields.num_channels
     mixture = Mixture(config.data, config.training.seed)
     rule = ImageRule(rule="squash", size=(side, side), patch_size=(patch, patch), channels=channels)
     images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)

@@ -17,7 +17,7 @@ class TrainingInterrupted(UnclippedError):
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM only sets `is_set`; a second one acts as it always does."""
+    """While active, the first SIGINT and the first SIGTERM only set `is_set`; a second one acts as it always does."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,7 +32,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
-        self._restore()
+        # The same signal again acts as always. The other one does not: torchrun answers Ctrl-C with SIGTERM to all.
+        signal.signal(number, self._previous.pop(number))
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

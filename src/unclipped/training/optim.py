@@ -36,7 +36,7 @@ class JoinedOptimizer(Optimizer):
         for kind, optimizer_class in self.KINDS.items():
             groups = [group for group in self.param_groups if group["optimizer"] == kind]
             if groups:
-                inner = optimizer_class(groups)
+                inner = optimizer_class(groups)  # type: ignore[call-arg]  (both classes have defaults for the rest)
                 inner.state = self.state
                 self._inner.append(inner)
 

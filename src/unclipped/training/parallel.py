@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unclipped.training.device import repeated_blocks
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def is_distributed() -> bool:
@@ -48,7 +50,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def shard(objective: nn.Module) -> nn.Module:
+def shard(objective: ModuleT) -> ModuleT:
     """Shard parameters of every block, then of the rest, with FSDP2 over all processes, in place."""
     from torch.distributed.fsdp import fully_shard
 

@@ -73,11 +73,12 @@ class Reporter:
         """Begin a bar (terminal) for `steps` steps of which `done` are behind."""
         if not self.is_first_process or not self.console.is_terminal:
             return
-        self._progress = Progress(
+        progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=self.console
         )
-        self._task = self._progress.add_task(stage, total=steps, completed=done, text="")
-        self._progress.start()
+        self._task = progress.add_task(stage, total=steps, completed=done, text="")
+        progress.start()
+        self._progress = progress
 
     def log(self, row: dict[str, Any], *, steps: int, seconds_left: float) -> None:
         """Write a row of metrics and show it."""

@@ -92,7 +92,7 @@ class _VisionLanguageJob:
             }
             head = CTCHead(
                 self.model.model.vision_tower.spec.hidden_size,
-                self.model.lm_head.weight.shape[0],
+                self.model.get_output_embeddings().weight.shape[0],  # type: ignore[arg-type]
                 special=frozenset(special),
                 image_token_id=self.model.config.image_token_id,
             )
@@ -119,16 +119,18 @@ class _VisionLanguageJob:
             return
         if bool((connector.mean != 0).any()) or bool((connector.std != 1).any()):
             return  # measured in an earlier stage: the projection was trained on those values
-        number, total, squares = 0, 0.0, 0.0
+        number = 0
+        total, squares = torch.zeros(()), torch.zeros(())
         for step in range(min(stage.standardise_batches, stage.steps)):
             batch = batches.examples.batch(batches.global_indices(step))
             if "pixel_values" not in batch:
                 continue
             grid = batch["image_grid_thw"]
             tower = self.model.model.vision_tower
-            features = tower(batch["pixel_values"].to(device), grid.to(device))  # (sum of patches, hidden)
+            features = tower(batch["pixel_values"].to(device), grid.to(device)).cpu()  # (sum of patches, hidden)
             merged = connector.merge(features, [tuple(row) for row in grid.tolist()]).double()  # (tokens, inputs)
-            number, total, squares = number + len(merged), total + merged.sum(0), squares + (merged**2).sum(0)
+            number += len(merged)
+            total, squares = total.to(merged) + merged.sum(0), squares.to(merged) + (merged**2).sum(0)
         if number == 0:
             raise UsageError(f"stage '{stage.name}': the connector standardises, but the first batches have no image")
         mean = total / number

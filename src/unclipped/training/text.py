@@ -17,7 +17,7 @@ from unclipped.data.text import render_documents
 class TextBlocks:
     """Token blocks of equal length, and how many bytes of text a block holds on average."""
 
-    blocks: list[Sequence[int]]
+    blocks: Sequence[Sequence[int]]
     bytes_per_block: float | None = None
 
 
@@ -45,7 +45,7 @@ def blocks_of(samples: Iterable[Sample], processor: Any, count: int, length: int
         num_bytes += len(text.encode())
         if len(ids) >= count * length:
             break
-    blocks: list[Sequence[int]] = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:count]
+    blocks = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:count]
     if not blocks:
         raise DataError(f"held-out text: {len(ids)} tokens fill no block of {length}; give more text or shorter blocks")
     return TextBlocks(blocks, num_bytes * length / len(ids))

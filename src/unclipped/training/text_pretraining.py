@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -61,11 +62,15 @@ def build_decoder(shape: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
     aliases = getattr(known, "attribute_map", {})  # some families call these fields otherwise, as in n_embd
     small = {name: value for name, value in _SMALL.items() if hasattr(known, name) and aliases.get(name) not in fields}
     merged = small | fields
-    if hasattr(known, "head_dim") and "head_dim" not in fields:
-        merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model(model_type, **(merged | special | {"vocab_size": len(tokenizer)}))
-    model = AutoModelForCausalLM.from_config(config)
+    try:
+        if hasattr(known, "head_dim") and "head_dim" not in fields:
+            merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
+        config = AutoConfig.for_model(model_type, **(merged | special | {"vocab_size": len(tokenizer)}))
+        model = AutoModelForCausalLM.from_config(config)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"shape: no {model_type} can be built from these fields ({reason})") from None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

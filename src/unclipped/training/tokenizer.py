@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import CheckpointError, UsageError
+from unclipped.encoders.checkpoint import first_line
 from unclipped.models.chat import COMPACT_IMAGE_TOKEN, COMPACT_SPECIAL_TOKENS, COMPACT_TEMPLATE, COMPACT_TOKEN_NAMES
 from unclipped.training.config import TokenizerConfig
 
@@ -20,10 +21,17 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Any:
     """A tokenizer with the compact chat template and its special tokens (end of text, padding, image, roles).
 
     Any text survives encoding and decoding: BPE works on bytes, and a character outside the alphabet is spelt in byte
-    tokens. Raises UsageError when the vocabulary cannot hold bytes and special tokens.
+    tokens. Raises UsageError when the vocabulary cannot hold bytes and special tokens, CheckpointError when there is no
+    tokenizer at `source`.
     """
     if config.source is not None:
-        return AutoTokenizer.from_pretrained(config.source)
+        try:
+            return AutoTokenizer.from_pretrained(config.source)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"tokenizer.source {config.source}: no tokenizer can be read there ({first_line(error)}); give a "
+                "folder with tokenizer.json and tokenizer_config.json, or a hub id when there is a network"
+            ) from None
     backend = _bpe(config, texts) if config.kind == "bpe" else _characters(config, texts)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
