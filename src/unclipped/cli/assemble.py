@@ -31,8 +31,8 @@ def assemble(
     output: Path = typer.Option(..., help="Folder to write; must be new or empty."),
     connector: str = typer.Option("mlp(2)", help='Connector, e.g. "linear", "average(2) + mlp(2)".'),
     baseline: bool = typer.Option(False, "--baseline", help="Allow a contrastively trained encoder as a baseline."),
-    patch_size: int = typer.Option(16, help="Patch side in pixels, for llm: encoders only."),
-    rope: str = typer.Option("axial", help="2-D rotary form of llm: encoders: axial or penguin."),
+    patch_size: int = typer.Option(None, help="Patch side in pixels, for llm: encoders only.  [default: 16]"),
+    rope: str = typer.Option(None, help="2-D rotary form of llm: encoders: axial or penguin.  [default: axial]"),
     seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),
 ) -> None:
     from unclipped.cli.record import run_folder
@@ -40,8 +40,10 @@ def assemble(
     from unclipped.recipes.validation import validate
 
     fields: dict[str, object] = {"vision": vision, "text": text, "connector": connector, "baseline": baseline}
-    if vision.startswith("llm:"):
-        fields |= {"patch_size": patch_size, "rope": rope}
+    if patch_size is not None or vision.startswith("llm:"):
+        fields["patch_size"] = 16 if patch_size is None else patch_size
+    if rope is not None:
+        fields["rope"] = rope
     config = validate(fields, ModelConfig, "assemble")
 
     with run_folder(output, can_resume=False):

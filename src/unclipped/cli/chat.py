@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 HELP = """Ask a model about one or more images; the answer streams.
@@ -25,9 +23,9 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     model: str = typer.Argument(..., help="Model folder."),
-    images: list[Path] = typer.Argument(None, help="Image files, in order."),
+    images: list[str] = typer.Argument(None, help="Image files, in order."),
     question: str = typer.Option(None, "--question", "-q", help="Ask once and exit."),
-    max_new_tokens: int = typer.Option(256, help="Longest answer in tokens."),
+    max_new_tokens: int = typer.Option(256, min=1, help="Longest answer in tokens."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
 ) -> None:
     from unclipped.inference.chat import chat as run

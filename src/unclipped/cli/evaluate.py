@@ -57,7 +57,9 @@ def evaluate(
         run_rescore(output)
         return
     if recipe is not None:
-        section = read_recipe(recipe).get("evaluation", {})
+        section = read_recipe(recipe).get("evaluation") or {}
+        if not isinstance(section, dict):
+            raise UsageError(f"recipe {recipe}: field 'evaluation': expected a mapping, found {type(section).__name__}")
     else:
         source = {"source": data, "split": split}
         task = {"name": _task_name(data), "source": source, "scorer": scorer}

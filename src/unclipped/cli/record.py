@@ -18,6 +18,9 @@ from unclipped.recipes.validation import to_yaml
 # What commands write before they have any result; a folder with nothing else in it holds no run.
 _BEFORE_RESULTS = {"recipe.yaml", "environment.json", "assembly.json", "task.json"}
 
+# What every run folder holds from its start: the recipe; the quickstart's has the language model first.
+_OF_A_RUN = ("recipe.yaml", "language-model")
+
 
 @contextmanager
 def run_folder(output: Path, *, resume: bool = False, can_resume: bool = True) -> Iterator[None]:
@@ -34,6 +37,8 @@ def run_folder(output: Path, *, resume: bool = False, can_resume: bool = True) -
     was_empty = not was_there or (output.is_dir() and not any(output.iterdir()))
     if resume and was_empty:
         typer.echo(f"nothing to resume in {output}: starting anew")
+    elif resume and output.is_dir() and not any((output / name).exists() for name in _OF_A_RUN):
+        raise UsageError(f"--resume: {output} holds no run of this program; choose another --output")
     new_run_folder(output, resume=resume, can_resume=can_resume)
     try:
         yield

@@ -30,6 +30,8 @@ def checkpoint_folder(source: str | Path) -> Path:
 
     Raises CheckpointError when the folder has no config.json, or when there is neither folder nor reachable hub id.
     """
+    if not str(source):
+        raise CheckpointError(f"no model is named; give {FOLDER_FORM}, or a hub id")
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ class Conversation:
         """Put an image before the next question. Raises ImageError when it cannot be read."""
         from unclipped.images.decode import load_image
 
-        path = Path(path).expanduser()
-        self.waiting.append(ImagePart(load_image(path), name=str(path)))
+        path = os.path.expanduser(path)  # not a Path, which would take a slash from an address and make it unknown
+        self.waiting.append(ImagePart(load_image(path), name=path))
 
     def clear(self) -> None:
         """Forget all turns and waiting images."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import nn
 from transformers import AutoConfig, GenerationConfig
@@ -270,8 +271,8 @@ def _vision_tower(
         fields = dict(vision)
         try:
             config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        except ValueError as error:
-            raise UsageError(f"model.vision: {str(error).splitlines()[0]}") from None
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise UsageError(f"model.vision: {' '.join(str(error).split())}") from None
         encoder = build_encoder(config, feature_layers=feature_layers, baseline=baseline)
         return encoder.to(dtype), "random weights, from its configuration", None
     encoder, loaded = load_encoder(vision, feature_layers=feature_layers, baseline=baseline, dtype=dtype, **llm_options)

@@ -29,7 +29,7 @@ def read_recipe(name: str, *, relative_to: Path | None = None, _seen: tuple[str,
         raise UsageError(f"recipe {where}: 'extends' runs in a circle ({' -> '.join([*_seen, where])})")
     try:
         recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"recipe {where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
@@ -86,7 +86,7 @@ def apply_overrides(recipe: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise UsageError(f"override '{override}': expected key.path=value, for example training.seed=1")
         try:
             value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
             raise UsageError(f"override '{override}': the value is not valid YAML; quote it") from None
         _set(changed, path.strip().split("."), value, override)
     return changed
@@ -96,7 +96,7 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
         names = {str(item.get("name")): i for i, item in enumerate(node) if isinstance(item, dict) and "name" in item}
-        index = int(key) if key.isdigit() else names.get(key, -1)
+        index = int(key) if key.isdecimal() else names.get(key, -1)
         if not 0 <= index < len(node):
             valid = nearest(key, names) if names else f"valid: 0 to {len(node) - 1}"
             raise UsageError(f"override '{override}': no list entry '{key}'; {valid}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +36,16 @@ def validate(recipe: dict[str, Any], schema: type[C], where: str) -> C:
     try:
         return schema.model_validate(recipe)
     except ValidationError as error:
-        lines = [_describe(item, schema) for item in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        # A list whose entries are wrong is reported as too short as well.
+        causes = [item for item in found if item["type"] != "too_short" or not _is_above_another(item, found)]
+        lines = [_describe(item, schema) for item in causes]
         raise UsageError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _is_above_another(item: Any, found: Sequence[Any]) -> bool:
+    depth = len(item["loc"])
+    return any(len(other["loc"]) > depth and other["loc"][:depth] == item["loc"] for other in found)
 
 
 def _describe(item: Any, schema: type[BaseModel]) -> str:
@@ -51,6 +60,8 @@ def _describe(item: Any, schema: type[BaseModel]) -> str:
     found = item.get("input")
     shown = f" (found {found!r})" if isinstance(found, str | int | float | bool | None) else ""
     message = str(item["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
     return f"field '{path}': {message[:1].lower()}{message[1:]}{shown}"
 
 
