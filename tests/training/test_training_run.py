@@ -16,10 +16,12 @@ from training_support import assert_equal_weights, weights
 
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
+from unclipped.data.mixture import Mixture
 from unclipped.models.checkpoint import load_model
 from unclipped.training.config import StageConfig, TrainingConfig
+from unclipped.training.examples import MixtureExamples
 from unclipped.training.progress import Reporter, clock, short
-from unclipped.training.run import train_stages
+from unclipped.training.run import data_seed, train_stages
 from unclipped.training.text import held_out_blocks
 
 MakeModel = Callable[..., tuple[Any, Any]]
@@ -102,10 +104,7 @@ def test_standardise_is_measured_once_on_the_first_stage(make_vlm: MakeModel, tm
     stage = FIRST.model_copy(update={"standardise_batches": 2})
     train_stages(model, processor, [stage], TRAINING, DATA, tmp_path / "one")
 
-    from unclipped.data.mixture import Mixture
-    from unclipped.training.examples import MixtureExamples
-
-    batch = MixtureExamples(Mixture(DATA, 0), processor).batch(range(4))
+    batch = MixtureExamples(Mixture(DATA, data_seed(stage, TRAINING)), processor).batch(range(4))
     with torch.no_grad():
         features = model.model.vision_tower(batch["pixel_values"], batch["image_grid_thw"])
     torch.testing.assert_close(connector.mean, features.mean(0), atol=1e-5, rtol=1e-4)
@@ -190,3 +189,14 @@ def test_progress_on_a_terminal_and_off(tmp_path: Path) -> None:
     silent.log(row, steps=5, seconds_left=1)
     assert not (tmp_path / "other.jsonl").exists()
     assert (clock(59.6), clock(3725), short(4.56e6)) == ("1:00", "1:02:05", "4.56M")
+
+
+def test_stages_on_one_endless_source_draw_different_samples() -> None:
+    def draws(name: str) -> list[str]:
+        stage = StageConfig(name=name, train={"text": 1e-3}, steps=1)
+        mixture = Mixture(DATA, data_seed(stage, TRAINING))
+        samples = [mixture.sample(index) for index in range(8)]
+        return [f"{sample.question} {sample.metadata['transcript']}" for sample in samples]  # type: ignore[union-attr]
+
+    assert draws("one") == draws("one")
+    assert sum(one == two for one, two in zip(draws("one"), draws("two"), strict=True)) <= 2

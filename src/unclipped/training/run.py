@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ def train_stages(
     """
     job = _VisionLanguageJob(model, processor, training, data, held_out)
     return run_stages(job.job(), stages, training, output, resume=resume)
+
+
+def data_seed(stage: StageConfig, training: TrainingConfig) -> int:
+    """Seed of a stage's mixture: another one for each stage, since an endless source begins anew with a seed."""
+    return training.seed + zlib.crc32(stage.name.encode())
 
 
 class _VisionLanguageJob:
@@ -102,7 +108,7 @@ class _VisionLanguageJob:
         return AnswerObjective(self.model, auxiliary=stage.auxiliary, ctc_head=carried.get("ctc_head"))
 
     def make_examples(self, stage: StageConfig) -> MixtureExamples:
-        mixture = Mixture(self.data_of(stage), self.training.seed)
+        mixture = Mixture(self.data_of(stage), data_seed(stage, self.training))
         return MixtureExamples(mixture, self.processor, max_length=stage.max_length)
 
     def measure_text(self) -> dict[str, float]:
