@@ -68,6 +68,8 @@ def build_decoder(shape: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
             merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
         config = AutoConfig.for_model(model_type, **(merged | special | {"vocab_size": len(tokenizer)}))
         model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():  # heads that do not divide show only here
+            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
     except (TypeError, ValueError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"shape: no {model_type} can be built from these fields ({reason})") from None
