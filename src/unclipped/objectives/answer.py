@@ -68,7 +68,7 @@ class AnswerObjective(Objective):
         pixels, grid = batch.pop("pixel_values", None), batch.get("image_grid_thw")
         images = None
         if pixels is not None:
-            images = self.model.get_image_features(pixels, grid)
+            images = self.model.get_image_features(pixels, batch["image_grid_thw"])
         idle = self._idle_vision(batch["input_ids"].device) if images is None else None
         readings, rows = self._readings(batch) if self.ctc_head is not None else ([], 0)
         batch.pop("image_grid_thw", None)
@@ -108,6 +108,7 @@ class AnswerObjective(Objective):
         grid = torch.tensor([[1, rows, columns]], device=device)
         pixels = torch.zeros(rows * columns, tower.spec.channels * height * width, device=device)
         images = self.model.get_image_features(pixels, grid)
+        assert images.pooler_output is not None
         idle = torch.cat(list(images.pooler_output)).sum() * 0.0
         if self.ctc_head is not None:
             idle = idle + self.ctc_head(images.last_hidden_state, grid, [])
