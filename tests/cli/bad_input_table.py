@@ -375,20 +375,11 @@ ROWS: dict[str, Row] = {
 }
 
 
+DOCUMENTS = '{"text": "a text of some words, longer than a block of sixteen tokens in any tokenizer"}\n' * 9
 COMMANDS: dict[str, Callable[[Place], list[Any]]] = {
     "assemble": assemble(the("vision"), the("text")),
     "train": train(),
-    "pretrain": lambda p: [
-        "pretrain",
-        p.pretraining(
-            p.write(
-                "a.jsonl",
-                '{"text": "a text of some words, longer than a block of sixteen tokens in any tokenizer"}\n' * 9,
-            )
-        ),
-        "--output",
-        "out",
-    ],
+    "pretrain": lambda p: ["pretrain", p.pretraining(p.write("a.jsonl", DOCUMENTS)), "--output", "out"],
     "quickstart": lambda p: ["quickstart", "--output", "out"],
     "eval": evaluate(),
 }
