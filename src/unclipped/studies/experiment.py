@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def run_experiment(
     recipe_text: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and evaluate every arm, then write results.json and report.html into `output`; returns the results.
+    """Train and evaluate every arm, then write results.json, differences.json (model minus baseline on the same items)
+    and report.html into `output`; returns the results.
 
     An arm that is finished already is taken as it is when `resume` is set. Raises what assembly, training and
     evaluation raise.
@@ -83,12 +84,17 @@ def run_experiment(
         return {}
     results = results_of(arms)
     write_json(output / "results.json", results)
+    differences = _differences(arms)
+    write_json(
+        output / "differences.json",
+        {arm: {task: asdict(found) for task, found in tasks.items()} for arm, tasks in differences.items()},
+    )
     write_experiment_report(
         config,
         arms,
         records,
         results,
-        differences=_differences(arms),
+        differences=differences,
         title=title,
         recipe_text=recipe_text,
         extra_times=extra_times or {},
