@@ -46,6 +46,8 @@ class ExperimentConfig(FrozenConfig):
     """What the blind arm gets: no image, or an image of the mean colour (for runs that train the connector alone)."""
     chat_examples: int = Field(default=3, ge=0)
     """Test images saved beside the report, to try the chat command on."""
+    chat_category: str | None = None
+    """Category that those images are taken from; null: any."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

@@ -65,7 +65,7 @@ def write_experiment_report(
 ) -> None:
     """Write the report of a finished experiment to `path`, and some test images into `examples/` beside it."""
     gallery = _gallery(arms[0])
-    _save_examples(gallery, path.parent / "examples", config.chat_examples)
+    _save_examples(gallery, path.parent / "examples", config)
     times = dict(extra_times)
     for name, record in records.items():
         times[f"training: {name}"] = record["training_seconds"]
@@ -215,11 +215,12 @@ def _in_turn(predictions: Sequence[Prediction], is_right: Mapping[int, bool], co
     return chosen[:count]
 
 
-def _save_examples(gallery: Sequence[GalleryItem], folder: Path, count: int) -> None:
+def _save_examples(gallery: Sequence[GalleryItem], folder: Path, config: ExperimentConfig) -> None:
+    """Images to try the chat command on: those of the wanted category and rightly answered ones first."""
     from unclipped.images.decode import load_image
 
-    shown = [item for item in gallery if item.image is not None and item.is_right] or list(gallery)
-    for number, item in enumerate(shown[:count], start=1):
-        if item.image is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            load_image(item.image).save(folder / f"{number}.png")
+    pictures = [(item.image, item) for item in gallery if item.image is not None]
+    pictures.sort(key=lambda pair: (pair[1].category != config.chat_category, not pair[1].is_right))
+    for number, (image, _) in enumerate(pictures[: config.chat_examples], start=1):
+        folder.mkdir(parents=True, exist_ok=True)
+        load_image(image).save(folder / f"{number}.png")
