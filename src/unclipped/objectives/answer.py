@@ -72,6 +72,9 @@ class AnswerObjective(Objective):
         idle = self._idle_vision(batch["input_ids"].device) if images is None else None
         readings, rows = self._readings(batch) if self.ctc_head is not None else ([], 0)
         batch.pop("image_grid_thw", None)
+        if idle is not None:
+            # Through the language model too: where it is frozen, nothing else would send its backward pass along.
+            batch["inputs_embeds"] = self.model.get_input_embeddings()(batch.pop("input_ids")) + idle
         output = self.model(
             **batch,
             mm_encoder_outputs={"image": images} if images is not None else None,
@@ -88,7 +91,7 @@ class AnswerObjective(Objective):
             loss = loss + self.ctc_weight * ctc
             left_out = (rows - len(readings)) / normaliser(counts, own, "ctc_rows")
             parts |= {"ctc": ctc.detach(), "ctc_left_out": left_out.to(answer.device)}
-        return {"loss": loss if idle is None else loss + idle, "parts": parts}
+        return {"loss": loss, "parts": parts}
 
     def _idle_vision(self, device: torch.device) -> Tensor | None:
         """Zero, but through the vision tower and the connector, for a micro-batch without images.
