@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_report_figures_recipe_and_model(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
-    assert list(results) == ["model", "blind", "random_encoder"]
+    assert list(results) == ["model", "random_encoder", "blind"]
     for rows in results.values():
         assert set(rows) == {"read_number", "read_text", "colour", "count"}
     page = (finished / "report.html").read_text()

@@ -30,7 +30,12 @@ def register(app: typer.Typer) -> None:
 def quickstart(
     overrides: list[str] = typer.Argument(None, help="Changes to the recipe, key.path=value."),
     output: Path = typer.Option(Path("quickstart"), help="Run folder; must be new or empty."),
-    minutes: float = typer.Option(8.0, min=0.5, max=600.0, help="About how long it may take; sets the steps."),
+    minutes: float = typer.Option(
+        None,
+        min=0.5,
+        max=600.0,
+        help="About how long it may take; sets the steps. Default: 8.5, or more where needed.",
+    ),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted quickstart in OUTPUT."),
 ) -> None:
     from unclipped.cli.record import run_folder

@@ -12,16 +12,20 @@ import typer
 from unclipped.cli.record import record_run
 from unclipped.recipes.schema import PretrainRecipe, TrainRecipe
 from unclipped.recipes.validation import load_recipe, to_yaml
+from unclipped.studies.arms import makespan, threads_each
 from unclipped.studies.experiment import arms_of, run_experiment
 from unclipped.training.pretrain import pretrain
 from unclipped.training.run import train_stages
 
 # Share of the time that training may take; evaluation and the report get the rest.
-TRAINING_SHARE = 0.86
+TRAINING_SHARE = 0.9
 PROBE_STEPS = 12
+DEFAULT_MINUTES = 8.5
+# Below about so many steps the model has not begun to read; the default never takes fewer.
+ENOUGH_STEPS = 1200
 
 
-def run(output: Path, *, minutes: float, overrides: list[str], resume: bool) -> None:
+def run(output: Path, *, minutes: float | None, overrides: list[str], resume: bool) -> None:
     """Run or resume the quickstart in `output`. Overrides that begin with `language_model.` go to its recipe."""
     started = time.perf_counter()
     language_model = output / "language-model"
@@ -43,8 +47,16 @@ def run(output: Path, *, minutes: float, overrides: list[str], resume: bool) -> 
 
     if not is_measured and not any(override.startswith("stages") for override in overrides):
         typer.echo("2/3  measuring the pace of this machine")
-        seconds = 60 * minutes * TRAINING_SHARE - (time.perf_counter() - started)
-        config = with_steps(config, max(60, int(seconds / sum(seconds_per_step(config, output)))))
+        seconds = 60 * (minutes or DEFAULT_MINUTES) * TRAINING_SHARE - (time.perf_counter() - started)
+        step_seconds = makespan(seconds_per_step(config, output), config.arms_at_once)
+        wanted = int(seconds / step_seconds)
+        if minutes is None and wanted < ENOUGH_STEPS:
+            typer.echo(
+                f"     {DEFAULT_MINUTES:g} minutes give {wanted} steps here and reading needs about {ENOUGH_STEPS}: "
+                f"this takes about {ENOUGH_STEPS * step_seconds / 60 / TRAINING_SHARE:.0f} minutes (--minutes N: a limit)"
+            )
+            wanted = ENOUGH_STEPS
+        config = with_steps(config, max(60, wanted))
     steps = sum(stage.steps for stage in config.stages)
     typer.echo(f"3/3  {1 + len(config.baselines)} arms of {steps} steps each; the recipe is {path}")
     record_run(config, output, resume=resume)
@@ -95,7 +107,8 @@ def seconds_per_step(config: TrainRecipe, output: Path) -> list[float]:
     for arm in arms_of(config, output):
         model, processor, _ = assemble_from_config(arm.config.model, seed=0)
         stage = arm.config.stages[-1].model_copy(update={"steps": PROBE_STEPS, "warmup_steps": 0})
-        training = arm.config.training.model_copy(update={"log_every_steps": 4})
+        threads = threads_each(config.arms_at_once)
+        training = arm.config.training.model_copy(update={"log_every_steps": 4, "threads": threads})
         with tempfile.TemporaryDirectory() as folder:
             result = train_stages(model, processor, [stage], training, arm.config.data, folder)
             rates = result.record["stages"][0]["samples_per_second"]

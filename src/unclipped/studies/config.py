@@ -42,6 +42,8 @@ class ExperimentConfig(FrozenConfig):
     """Tokens in such a block."""
     baselines: tuple[Baseline, ...] = ()
     """Arms trained alike: `blind` (no image in training and test), `random_encoder` (fresh encoder weights)."""
+    arms_at_once: int = Field(default=1, ge=1)
+    """Arms trained side by side, each in a process with its share of the cores; small models gain from it."""
     blind_image: Literal["removed", "blank"] = "removed"
     """What the blind arm gets: no image, or an image of the mean colour (for runs that train the connector alone)."""
     chat_examples: int = Field(default=3, ge=0)

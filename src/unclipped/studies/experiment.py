@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from unclipped.data.sources import open_source
 from unclipped.data.statistics import pixel_statistics
 from unclipped.evaluation.questions import open_task
 from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
+from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.config import ExperimentConfig
 
 ARM_FILE = "arm.json"
@@ -76,7 +78,16 @@ def run_experiment(
     open_inputs(config)
     arms = arms_of(config, output)
     records: dict[str, dict[str, Any]] = {}
-    for arm in arms:
+    if config.arms_at_once > 1 and len(arms) > 1:
+        folders = {arm.name: arm.folder for arm in arms}
+        by_name = {arm.name: arm for arm in arms}
+        todo = {name: folder for name, folder in folders.items() if not (resume and (folder / ARM_FILE).is_file())}
+        run_side_by_side(todo, partial(_run_named, by_name, resume), at_once=config.arms_at_once, say=say)
+        records = {name: json.loads((folder / ARM_FILE).read_text("utf-8")) for name, folder in folders.items()}
+        arms_left: list[Arm] = []
+    else:
+        arms_left = arms
+    for arm in arms_left:
         if len(arms) > 1 and rank == 0:
             say(f"\n== {arm.name} ({1 + len(records)} of {len(arms)}) ==")
         records[arm.name] = run_arm(arm, resume=resume, is_first=rank == 0)
@@ -102,6 +113,10 @@ def run_experiment(
         path=output / "report.html",
     )
     return results
+
+
+def _run_named(arms: dict[str, Arm], resume: bool, name: str) -> None:
+    run_arm(arms[name], resume=resume, is_first=True)
 
 
 def open_inputs(config: ExperimentConfig) -> None:
