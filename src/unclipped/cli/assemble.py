@@ -35,6 +35,7 @@ def assemble(
     rope: str = typer.Option(None, help="2-D rotary form of llm: encoders: axial or penguin.  [default: axial]"),
     seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),
 ) -> None:
+    """Assemble and save a model folder (see HELP)."""
     from unclipped.cli.record import run_folder
     from unclipped.models.config import ModelConfig
     from unclipped.recipes.validation import validate

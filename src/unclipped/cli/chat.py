@@ -28,6 +28,7 @@ def chat(
     max_new_tokens: int = typer.Option(256, min=1, help="Longest answer in tokens."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
 ) -> None:
+    """Ask a model (see HELP)."""
     from unclipped.inference.chat import chat as run
 
     run(model, list(images or []), question, max_new_tokens=max_new_tokens, device=device)

@@ -43,6 +43,7 @@ def evaluate(
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted evaluation in OUTPUT."),
     rescore: bool = typer.Option(False, "--rescore", help="Score the kept predictions again; no model is loaded."),
 ) -> None:
+    """Score a model (see HELP)."""
     from unclipped.cli.record import record_run, run_folder
     from unclipped.core.errors import UsageError
     from unclipped.evaluation.config import EvaluationConfig

@@ -31,6 +31,7 @@ def pretrain(
     output: Path = typer.Option(..., help="Run folder; the model is written to OUTPUT/model."),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run in OUTPUT."),
 ) -> None:
+    """Pretrain one part (see HELP)."""
     from unclipped.recipes.schema import PretrainRecipe
     from unclipped.recipes.validation import load_recipe
 

@@ -38,6 +38,7 @@ def quickstart(
     ),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted quickstart in OUTPUT."),
 ) -> None:
+    """Run the quickstart (see HELP)."""
     from unclipped.cli.record import run_folder
 
     with run_folder(output, resume=resume):

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def recipes(name: str = typer.Argument(None, help="Recipe to print.")) -> None:
+    """List or print built-in recipes (see HELP)."""
     import yaml
 
     from unclipped.recipes.loading import builtin_names, read_recipe

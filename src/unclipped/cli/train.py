@@ -32,6 +32,7 @@ def train(
     output: Path = typer.Option(..., help="Run folder; the model is written to OUTPUT/model."),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run in OUTPUT."),
 ) -> None:
+    """Run a training recipe (see HELP)."""
     from unclipped.recipes.schema import TrainRecipe
     from unclipped.recipes.validation import load_recipe, to_yaml
 

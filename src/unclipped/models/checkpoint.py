@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unclipped.connectors.build import Connector
-from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
+from unclipped.core.errors import CheckpointError, UsageError
+from unclipped.core.files import whole_folder
 from unclipped.encoders.checkpoint import checkpoint_folder, first_line, quiet, raise_misfits, read_config
 from unclipped.models.language import raise_loading_misfits
 from unclipped.models.modeling import UnclippedForConditionalGeneration
@@ -156,22 +154,5 @@ def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         raise UsageError(f"{folder}: is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise UsageError(f"{folder}: is not empty; choose another folder or remove it")
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    with whole_folder(folder) as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            os.replace(folder, old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UnclippedError(f"cannot write {folder}: {reason}; free space or choose another folder") from None
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from unclipped.core.errors import DataError, UsageError, nearest
-from unclipped.core.files import write_json
+from unclipped.core.files import whole_folder, write_json
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart
 from unclipped.data.statistics import statistics_of_images
@@ -25,7 +25,6 @@ from unclipped.images.decode import load_image
 from unclipped.images.rules import apply_rule
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoderObjective
 from unclipped.training.config import PretrainConfig
-from unclipped.training.folders import whole_folder
 from unclipped.training.stages import Job
 
 _SMALL = {

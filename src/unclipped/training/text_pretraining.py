@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unclipped.core.errors import DataError, UsageError, nearest
+from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
@@ -25,7 +26,6 @@ from unclipped.training import measure
 from unclipped.training.batches import Examples
 from unclipped.training.config import PretrainConfig
 from unclipped.training.examples import MixtureExamples
-from unclipped.training.folders import whole_folder
 from unclipped.training.stages import Job
 from unclipped.training.text import TextBlocks, blocks_of, held_out_blocks
 from unclipped.training.tokenizer import train_tokenizer
