@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from unclipped.core.files import write_json
 
 LOG, ERROR = "log.txt", "error.json"
 _SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_TO_SAVE = 20.0
 
 
 class ArmFailed(UnclippedError):
@@ -68,16 +70,22 @@ def run_side_by_side(
                 if lines := [line for name in running if (line := progress_of(name, folders[name]))]:
                     say("   |   ".join(lines))
     except BaseException as error:
-        # On Ctrl-C the processes have had the signal too: they save and say how to resume.
         for process in running.values():
-            if not isinstance(error, KeyboardInterrupt):
-                process.terminate()
-            process.join()
+            _stop(process, was_interrupted=isinstance(error, KeyboardInterrupt))
         if isinstance(error, KeyboardInterrupt):
             for name in running:
                 if (folders[name] / ERROR).is_file():
                     raise _failure(name, folders[name]) from None
         raise
+
+
+def _stop(process: Any, *, was_interrupted: bool) -> None:
+    """End a process, which saves first. Ctrl-C reaches it by itself; a second one would cut the saving short."""
+    if was_interrupted:
+        process.join(_SECONDS_TO_SAVE)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGINT if was_interrupted else signal.SIGTERM)
+    process.join()
 
 
 def _child(name: str, run: Callable[[str], Any], folder: Path) -> None:
