@@ -1,0 +1,1 @@
+"""Sparse prefill: visual layouts, patterns, block plans, backends and the entry into transformers."""

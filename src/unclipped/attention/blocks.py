@@ -1,0 +1,66 @@
+"""Bounds of blocks of tokens: what a pattern needs to know of a block without looking at its tokens one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from unclipped.attention.layout import Layout
+
+Bounds = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A layout cut into blocks of `size` tokens; the last may be shorter. Bounds are inclusive, one value a block."""
+
+    layout: Layout
+    size: int
+
+    @cached_property
+    def count(self) -> int:
+        return -(-self.layout.length // self.size)
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """First token of each block, (blocks,)."""
+        return np.arange(self.count) * self.size
+
+    @cached_property
+    def last(self) -> np.ndarray:
+        """Last token of each block, (blocks,)."""
+        return np.minimum(self.first + self.size, self.layout.length) - 1
+
+    @cached_property
+    def has_text(self) -> np.ndarray:
+        """Whether a block holds a text token, (blocks,)."""
+        return np.logical_or.reduceat(~self.layout.is_visual, self.first)
+
+    @cached_property
+    def has_visual(self) -> np.ndarray:
+        """Whether a block holds a visual token, (blocks,)."""
+        return np.logical_or.reduceat(self.layout.is_visual, self.first)
+
+    @cached_property
+    def image(self) -> Bounds:
+        """Lowest and highest image of the visual tokens of each block. Blocks without any have no meaningful bounds."""
+        return self._bounds(self.layout.image)
+
+    @cached_property
+    def places(self) -> tuple[Bounds, Bounds, Bounds]:
+        """Bounds of frame, row and column of the visual tokens of each block, as `image`."""
+        frames, rows, columns = (self._bounds(axis) for axis in self.layout.places)
+        return frames, rows, columns
+
+    def _bounds(self, values: np.ndarray) -> Bounds:
+        visual, far = self.layout.is_visual, np.iinfo(np.int32).max
+        low = np.minimum.reduceat(np.where(visual, values, far), self.first)
+        high = np.maximum.reduceat(np.where(visual, values, -1), self.first)
+        return low, high
+
+
+def overlap(query: Bounds, key: Bounds, reach: int = 0) -> np.ndarray:
+    """Whether some pair of values from two blocks' bounds is at most `reach` apart, bool (query blocks, key blocks)."""
+    return (query[0][:, None] - key[1][None, :] <= reach) & (key[0][None, :] - query[1][:, None] <= reach)

@@ -1,0 +1,85 @@
+"""Layouts read off the arguments of a model's call: which tokens are visual, and the grid of each image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unclipped.attention.layout import Layout
+
+Grid = tuple[int, int, int]
+
+
+def layouts_of_call(
+    model: PreTrainedModel, ids: Tensor | None, padding: Tensor | None, kwargs: dict[str, Any]
+) -> tuple[Layout, ...] | str:
+    """A layout for each row of `ids` (B, T), without padding, or the reason why none can be known.
+
+    padding (B, T or more), true where a token is; None: everywhere.
+
+    Visual tokens are those of the configuration's image or video token. Grids come from `image_grid_thw`, through the
+    connector or the merge size of the model; without them an image of s·s tokens is taken as s rows, another as one.
+    """
+    if ids is None:
+        return "called with inputs_embeds: visual tokens cannot be told from text; pass layouts to sparse_prefill"
+    grids = token_grids(model, kwargs)
+    visual = visual_token_ids(model.config)
+    rows, used = [], 0
+    for row in range(ids.shape[0]):
+        tokens = ids[row]  # (T,)
+        if padding is not None:
+            tokens = tokens[padding[row, : ids.shape[1]].bool()]  # (n,)
+        types = torch.isin(
+            tokens, torch.tensor(visual, dtype=tokens.dtype, device=tokens.device)
+        ).int()  # (n,) 1 = visual
+        runs = _runs(types.tolist())
+        if grids is None:
+            own = [_square(length) for length in runs]
+        else:
+            own, total = [], sum(runs)
+            while total > 0 and used < len(grids):
+                own.append(grids[used])
+                total -= math.prod(grids[used])
+                used += 1
+        rows.append(Layout.from_token_types(types, own))
+    return tuple(rows)
+
+
+def visual_token_ids(config: Any) -> list[int]:
+    """Ids of the placeholders of images and videos in a configuration; none for a text model."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return [int(token) for name in names if (token := getattr(config, name, None)) is not None]
+
+
+def token_grids(model: PreTrainedModel, kwargs: dict[str, Any]) -> list[Grid] | None:
+    """(t, h, w) in tokens of each image of the call, in order; None when the call has no grids."""
+    grids = kwargs.get("image_grid_thw")
+    if grids is None or kwargs.get("video_grid_thw") is not None:
+        return None
+    listed: list[Grid] = [(int(t), int(h), int(w)) for t, h, w in grids.tolist()]
+    connector = getattr(model.config, "connector", None)
+    if hasattr(connector, "out_grid"):
+        return connector.out_grid(listed)  # type: ignore[union-attr]
+    merge = int(getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", 1))
+    return [(t, h // merge, w // merge) for t, h, w in listed]
+
+
+def _runs(types: list[int]) -> list[int]:
+    """Lengths of the unbroken runs of ones."""
+    runs, length = [], 0
+    for kind in [*types, 0]:
+        if kind:
+            length += 1
+        elif length:
+            runs.append(length)
+            length = 0
+    return runs
+
+
+def _square(length: int) -> Grid:
+    side = math.isqrt(length)
+    return (1, side, side) if side * side == length else (1, 1, length)

@@ -1,0 +1,127 @@
+"""Which tokens of a row are text and which are visual, of what image, at what place: read by every pattern."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unclipped.core.errors import UsageError
+
+Grid = tuple[int, int, int]
+IntArray = np.ndarray
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, start + length) of one kind; a visual segment is one image with its grid (t, h, w) in tokens."""
+
+    kind: Literal["text", "visual"]
+    start: int
+    length: int
+    image: int = -1
+    grid: Grid = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The segments of one row without padding, in order and without gaps. Equal layouts are equal values.
+
+    Raises UsageError when segments leave a gap or an image's grid does not hold its tokens.
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        position = 0
+        for index, segment in enumerate(self.segments):
+            if segment.start != position or segment.length < 1:
+                raise UsageError(
+                    f"layout: segment {index} has start {segment.start} and length {segment.length}; expected a start "
+                    f"of {position} and at least one token"
+                )
+            if segment.kind == "visual" and math.prod(segment.grid) != segment.length:
+                raise UsageError(
+                    f"layout: image {segment.image} has {segment.length} tokens, but its grid {segment.grid} "
+                    f"(t, h, w) has {math.prod(segment.grid)}; give grids in tokens, after merging"
+                )
+            position += segment.length
+        if not self.segments:
+            raise UsageError("layout: no tokens")
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of the row."""
+        return self.segments[-1].start + self.segments[-1].length
+
+    @cached_property
+    def image(self) -> IntArray:
+        """Image of each token, int32 (N,): 0, 1, … in order; -1 for text."""
+        return self._fill([segment.image for segment in self.segments])
+
+    @cached_property
+    def is_visual(self) -> np.ndarray:
+        """Whether each token is visual, bool (N,)."""
+        return self.image >= 0
+
+    @cached_property
+    def places(self) -> IntArray:
+        """Frame, row and column of each visual token in its image, int32 (3, N); zeros for text."""
+        places = np.zeros((3, self.length), dtype=np.int32)
+        for segment in self.segments:
+            if segment.kind == "visual":
+                span = slice(segment.start, segment.start + segment.length)
+                places[:, span] = np.indices(segment.grid, dtype=np.int32).reshape(3, -1)  # row-major (t, h, w)
+        return places
+
+    def _fill(self, values: Sequence[int]) -> IntArray:
+        return np.repeat(np.asarray(values, dtype=np.int32), [segment.length for segment in self.segments])
+
+    @classmethod
+    def from_token_types(cls, types: Tensor | Sequence[int], grids: Sequence[Grid] | None = None) -> Layout:
+        """From one number a token, (N,): 0 text, anything else visual.
+
+        grids: (t, h, w) in tokens of each image in order; they also part images that follow each other directly.
+        Without them each unbroken run of visual tokens is one image of a single row.
+        """
+        flags = torch.as_tensor(types).cpu().numpy().astype(bool)  # (N,)
+        if flags.ndim != 1 or not len(flags):
+            raise UsageError(f"layout: expected token types (N,) with at least one token, found {flags.shape}")
+        edges = np.flatnonzero(np.diff(flags.astype(np.int8))) + 1
+        segments: list[Segment] = []
+        images = iter(grids) if grids is not None else None
+        count = 0
+        for start, stop in zip([0, *edges], [*edges, len(flags)], strict=True):
+            if not flags[start]:
+                segments.append(Segment("text", int(start), int(stop - start)))
+                continue
+            while start < stop:
+                grid = (1, 1, int(stop - start)) if images is None else next(images, None)
+                if grid is None:
+                    raise UsageError(
+                        f"layout: {int(stop - start)} visual tokens from position {int(start)} on have no grid left; "
+                        f"{count} grids were given"
+                    )
+                tokens = math.prod(grid)
+                if tokens < 1 or start + tokens > stop:
+                    raise UsageError(
+                        f"layout: image {count} with grid {grid} (t, h, w) needs {tokens} tokens, but "
+                        f"{int(stop - start)} visual tokens stand from position {int(start)} "
+                        "on; does the grid count tokens after merging?"
+                    )
+                segments.append(Segment("visual", int(start), tokens, count, (grid[0], grid[1], grid[2])))
+                start, count = start + tokens, count + 1
+        if images is not None and (left := sum(1 for _ in images)):
+            raise UsageError(f"layout: {left} of {count + left} grids have no visual tokens in the row")
+        return cls(tuple(segments))
+
+    @classmethod
+    def from_input_ids(cls, input_ids: Tensor, image_token_id: int, grids: Sequence[Grid] | None = None) -> Layout:
+        """From the ids of one row without padding, (N,), and the id of the image placeholder."""
+        return cls.from_token_types((input_ids == image_token_id).to(torch.int8), grids)

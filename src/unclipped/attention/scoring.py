@@ -1,0 +1,227 @@
+"""Dynamic patterns: key blocks chosen for each query block from estimates of the attention between them.
+
+Scores are shared by the query heads of a group, because their blocks are gathered once for all of them. What lies on
+the diagonal is always attended and competes for no place; block 0 is always among the chosen (attention sinks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unclipped.attention.blocks import Blocks
+from unclipped.attention.patterns import Pattern
+from unclipped.core.errors import UsageError
+
+
+class BlockScores:
+    """Estimates of attention between blocks, for one row: query (H, N, d), key (Hkv, N, d)."""
+
+    def __init__(self, query: Tensor, key: Tensor, query_blocks: Blocks, key_blocks: Blocks, scale: float) -> None:
+        self.query, self.key, self.scale = query, key, scale
+        self.query_blocks, self.key_blocks = query_blocks, key_blocks
+        self.group = query.shape[0] // key.shape[0]
+        earlier = key_blocks.last[None, :] < query_blocks.first[:, None]  # (nbq, nbk): wholly before the query block
+        self.earlier = torch.from_numpy(earlier).to(query.device)
+
+    def pooled(self) -> Tensor:
+        """Softmax over earlier key blocks of mean(q)·mean(k), float32 (Hkv, nbq, nbk); rows without any are zero."""
+        heads, _, width = self.key.shape
+        query = block_means(self.query, self.query_blocks.size)  # (H, nbq, d)
+        query = query.view(heads, self.group, -1, width).mean(dim=1)  # (Hkv, nbq, d)
+        key = block_means(self.key, self.key_blocks.size)  # (Hkv, nbk, d)
+        return self._normalise(query @ key.transpose(1, 2) * self.scale)
+
+    def antidiagonal(self, stride: int) -> Tensor:
+        """Attention summed along strided antidiagonals inside each block, as XAttention estimates it: (Hkv, nbq, nbk).
+
+        `stride` tokens are folded into the features, the queries in reverse, so that one product of folded vectors
+        sums an antidiagonal of stride × stride scores. Costs 1/stride of QKᵀ.
+        """
+        for blocks in (self.query_blocks, self.key_blocks):
+            if blocks.size % stride:
+                raise UsageError(f"stride {stride} does not divide the block of {blocks.size} tokens")
+        length = self.query_blocks.layout.length
+        padding = -length % stride
+        query, key = (F.pad(states, (0, 0, 0, padding)) for states in (self.query, self.key))
+        folds = (length + padding) // stride
+        folded_query = query.unflatten(1, (folds, stride)).flip(2).flatten(2)  # (H, folds, stride·d)
+        folded_key = key.unflatten(1, (folds, stride)).flatten(2)  # (Hkv, folds, stride·d)
+        result = []
+        future = torch.ones(folds, folds, dtype=torch.bool, device=query.device).triu(1)
+        for head in range(key.shape[0]):
+            own = folded_query[head * self.group : (head + 1) * self.group]  # (G, folds, stride·d)
+            scores = (own @ folded_key[head].T).float() * (self.scale / stride)  # (G, folds, folds)
+            mass = scores.masked_fill_(future, float("-inf")).softmax(dim=-1).sum(dim=0)  # (folds, folds)
+            mass = block_sums(mass, self.key_blocks.size // stride)  # (folds, nbk)
+            result.append(block_sums(mass.T, self.query_blocks.size // stride).T)  # (nbq, nbk)
+        mass = torch.stack(result) * self.earlier  # (Hkv, nbq, nbk)
+        return mass / mass.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+
+    def probed(self, probes: int) -> Tensor:
+        """Attention of the last `probes` queries of each segment, mean over the group: (Hkv, segments·probes, N)."""
+        positions = self.probe_positions(probes)
+        query = self.query[:, positions].unflatten(0, (-1, self.group))  # (Hkv, G, P, d)
+        scores = (query @ self.key[:, None].transpose(2, 3)).float() * self.scale  # (Hkv, G, P, N)
+        future = torch.arange(self.key.shape[1], device=positions.device)[None, :] > positions[:, None]
+        return scores.masked_fill_(future, float("-inf")).softmax(dim=-1).mean(dim=1)
+
+    def probe_positions(self, probes: int) -> Tensor:
+        """Positions of the probe queries, (P,)."""
+        segments = self.query_blocks.layout.segments
+        spans = [range(max(s.start, s.start + s.length - probes), s.start + s.length) for s in segments]
+        return torch.tensor([place for span in spans for place in span], device=self.query.device)
+
+    def _normalise(self, scores: Tensor) -> Tensor:
+        scores = scores.float().masked_fill(~self.earlier, float("-inf"))
+        return torch.nan_to_num(scores.softmax(dim=-1), nan=0.0)
+
+
+def block_means(states: Tensor, size: int) -> Tensor:
+    """(heads, N, d) → means of blocks of `size` tokens, (heads, blocks, d); the last over the tokens that it has."""
+    whole = states.shape[1] // size * size
+    means = states[:, :whole].unflatten(1, (-1, size)).mean(dim=2)
+    if whole == states.shape[1]:
+        return means
+    return torch.cat([means, states[:, whole:].mean(dim=1, keepdim=True)], dim=1)
+
+
+def block_sums(values: Tensor, size: int) -> Tensor:
+    """(rows, columns) → sums over runs of `size` columns, the last shorter: (rows, blocks)."""
+    return F.pad(values, (0, -values.shape[1] % size)).unflatten(1, (-1, size)).sum(dim=2)
+
+
+def chosen(places: Tensor, scores: BlockScores) -> np.ndarray:
+    """bool tensor (Hkv, nbq, nbk) → array, limited to earlier blocks and with block 0."""
+    places = places & scores.earlier
+    places[:, :, 0] = True
+    return places.cpu().numpy()
+
+
+def needed(scores: BlockScores | None, name: str) -> BlockScores:
+    if scores is None:
+        raise UsageError(f"pattern {name} chooses blocks from queries and keys; plan it with both")
+    return scores
+
+
+@dataclass(frozen=True)
+class Dynamic(Pattern):
+    """Base of patterns that need scores."""
+
+    @property
+    def is_dynamic(self) -> bool:
+        return True
+
+    def _estimate(self, scores: BlockScores, stride: int) -> Tensor:
+        return scores.antidiagonal(stride) if stride else scores.pooled()
+
+
+@dataclass(frozen=True)
+class TopKBlocks(Dynamic):
+    """The `k` key blocks of highest estimated attention. stride: 0 estimates from block means, else antidiagonals."""
+
+    name = "topk"
+    smallest = {"stride": 0}  # noqa: RUF012
+    k: int
+    stride: int = 0
+
+    def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
+        known = needed(scores, self.name)
+        estimate = self._estimate(known, self.stride).masked_fill(~known.earlier, -1.0)
+        best = estimate.topk(min(self.k, key.count), dim=-1).indices  # (Hkv, nbq, k)
+        return chosen(torch.zeros_like(estimate, dtype=torch.bool).scatter_(-1, best, value=True), known)
+
+
+@dataclass(frozen=True)
+class MassBlocks(Dynamic):
+    """The fewest key blocks whose estimated attention adds up to `mass`; at least `least`, at most `most` (0: all)."""
+
+    name = "mass"
+    smallest = {"mass": 0.0, "least": 0, "most": 0, "stride": 0}  # noqa: RUF012
+    mass: float
+    least: int = 1
+    most: int = 0
+    stride: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.mass <= 1.0:
+            raise UsageError(f"pattern mass: mass must be above 0 and at most 1, found {self.mass:g}")
+        if self.most and self.most < self.least:
+            raise UsageError(f"pattern mass: most ({self.most}) is below least ({self.least})")
+
+    def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
+        known = needed(scores, self.name)
+        estimate = self._estimate(known, self.stride)  # (Hkv, nbq, nbk)
+        ordered, order = estimate.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered  # mass of the better blocks
+        rank = torch.arange(key.count, device=order.device)
+        wanted = (before < self.mass) & (ordered > 0) | (rank < self.least)
+        if self.most:
+            wanted &= rank < self.most
+        return chosen(torch.zeros_like(wanted).scatter_(-1, order, wanted), known)
+
+
+@dataclass(frozen=True)
+class VerticalSlash(Dynamic):
+    """Key blocks and block diagonals that probe queries attend to most (MInference's vertical-slash, on blocks).
+
+    Probes are the last `probes` queries of *each* segment: those of the prompt alone are text and say nothing of what
+    one part of an image needs of another.
+    """
+
+    name = "vertical_slash"
+    smallest = {"columns": 0, "slashes": 0}  # noqa: RUF012
+    columns: int
+    slashes: int
+    probes: int = 64
+
+    def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
+        known = needed(scores, self.name)
+        attention = known.probed(self.probes)  # (Hkv, P, N)
+        heads, _, length = attention.shape
+        column = torch.stack(
+            [block_sums(attention[h].sum(dim=0)[None], key.size)[0] for h in range(heads)]
+        )  # (Hkv, nbk)
+        positions = known.probe_positions(self.probes)
+        distance = (positions[:, None] - torch.arange(length, device=positions.device)).clamp(
+            min=0
+        ) // key.size  # (P, N)
+        slash = attention.new_zeros(heads, key.count)
+        slash.index_add_(1, distance.flatten(), attention.flatten(1))  # (Hkv, nbk): mass at each block distance
+        keep = torch.zeros(heads, query.count, key.count, dtype=torch.bool, device=positions.device)
+        if self.columns:
+            best = column.topk(min(self.columns, key.count), dim=-1).indices
+            keep |= torch.zeros_like(column, dtype=torch.bool).scatter_(1, best, value=True)[:, None]
+        if self.slashes:
+            best = slash.topk(min(self.slashes, key.count), dim=-1).indices
+            near = torch.zeros_like(slash, dtype=torch.bool).scatter_(1, best, value=True)  # (Hkv, distance)
+            first, last = torch.from_numpy(query.first), torch.from_numpy(query.last)
+            for place in range(key.count):  # the distances between a query block and this key block
+                low = ((first - min((place + 1) * key.size, length) + 1) // key.size).clamp(min=0)
+                high = ((last - place * key.size) // key.size).clamp(min=-1)
+                total = F.pad(near.cumsum(dim=1), (1, 0))  # (Hkv, distance + 1)
+                keep[:, :, place] |= total[:, high + 1] > total[:, torch.minimum(low, high + 1)]
+        return chosen(keep, known)
+
+
+@dataclass(frozen=True)
+class RandomBlocks(Dynamic):
+    """`k` key blocks at random: the ruler that a selection has to beat at equal density."""
+
+    name = "random"
+    smallest = {"seed": 0}  # noqa: RUF012
+    k: int
+    seed: int = 0
+
+    def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
+        known = needed(scores, self.name)
+        generator = torch.Generator().manual_seed(self.seed)
+        values = torch.rand(known.key.shape[0], query.count, key.count, generator=generator).to(known.key.device)
+        values = values.masked_fill(~known.earlier, -1.0)
+        best = values.topk(min(self.k, key.count), dim=-1).indices
+        return chosen(torch.zeros_like(values, dtype=torch.bool).scatter_(-1, best, value=True), known)

@@ -1,0 +1,63 @@
+"""Layouts, patterns and a float64 oracle shared by the tests of sparse attention."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from unclipped.attention.layout import Layout
+from unclipped.attention.patterns import Pattern
+
+STATIC = (
+    "full",
+    "window(20)",
+    "sink(3) + window(5)",
+    "global_text + window2d(1, 2)",
+    "global_text + window3d(1, 1, 1)",
+    "global_text + same_image & grid(3)",
+    "grid(2, axis=row) + window(4)",
+    "same_image",
+)
+DYNAMIC = ("topk(2)", "topk(2, stride=4)", "mass(0.5)", "vertical_slash(2, 2, probes=4)", "random(2)")
+
+
+@st.composite
+def layouts(draw: st.DrawFn, longest: int = 90) -> Layout:
+    """Text and images of random grids in a random order."""
+    types: list[int] = []
+    grids: list[tuple[int, int, int]] = []
+    for _ in range(draw(st.integers(1, 4))):
+        if draw(st.booleans()):
+            types += [0] * draw(st.integers(1, 15))
+        else:
+            grid = (draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+            grids.append(grid)
+            types += [1] * int(np.prod(grid))
+    return Layout.from_token_types(types[:] if types else [0], grids)
+
+
+def naive_mask(pattern: Pattern, layout: Layout, key_block: int, query_block: int) -> np.ndarray:
+    """What a plan of a static pattern attends to at least, from its exact meaning: bool (N, N)."""
+    everything = np.arange(layout.length)
+    element = pattern.element(layout, everything, everything) & (everything[:, None] >= everything[None, :])
+    mask = np.zeros_like(element)
+    for first in range(0, layout.length, query_block):
+        rows = slice(first, first + query_block)
+        for start in range(0, first, key_block):
+            columns = slice(start, start + key_block)
+            mask[rows, columns] = element[rows, columns].any()
+        mask[rows, rows] = np.tril(np.ones_like(mask[rows, rows]))
+    return mask
+
+
+def attention64(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray, scale: float) -> np.ndarray:
+    """Attention in float64: query (H, N, d), key and value (Hkv, N, d), mask (heads or 1, N, N)."""
+    group = query.shape[0] // key.shape[0]
+    outputs = []
+    for head, states in enumerate(query.astype(np.float64)):
+        scores = states @ key[head // group].astype(np.float64).T * scale
+        allowed = mask[(head // group) % len(mask)]
+        scores = np.where(allowed, scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        outputs.append(weights / weights.sum(axis=1, keepdims=True) @ value[head // group].astype(np.float64))
+    return np.stack(outputs)
