@@ -136,7 +136,7 @@ def main() -> None:
             print(
                 f"{length:6d} {text:28s} {row['mode']} {row['reason'] or ''} density {row['density']:.3f}  dense "
                 f"{row['dense_seconds']:.2f} s  sparse {row['sparse_seconds']:.2f} s  ratio {row['ratio']:.2f} "
-                f"[{row['low']:.2f}, {row['high']:.2f}]; attention is {row['attention_share']:.0%} of the dense prefill, so "
+                f"[{row['low']:.2f}, {row['high']:.2f}]; attention's share {row['attention_share']:.0%}: "
                 f"at most {row['bound']:.2f}",
                 flush=True,
             )

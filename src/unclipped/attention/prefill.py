@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unclipped.attention.config import SparseConfig
 from unclipped.attention.detect import layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Pattern
@@ -18,6 +20,19 @@ from unclipped.attention.state import LayerRecord, SparseState, enter_state, lea
 from unclipped.attention.syntax import parse_pattern
 from unclipped.attention.transformers_interface import NAME, padding_of, register
 from unclipped.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SparseSummary:
+    """The last prefill of a model, over its layers."""
+
+    pattern: str
+    sparse_layers: int
+    layers: int
+    density: float
+    """Mean over layers; dense ones count as 1."""
+    reasons: tuple[str, ...]
+    """Why layers ran dense, each reason once."""
 
 
 class SparsePrefill:
@@ -47,6 +62,10 @@ class SparsePrefill:
         self.decoder.set_attn_implementation(self._before)
         del self.model.sparse_report
 
+    def pause(self, is_paused: bool = True) -> None:
+        """Run dense until called again with False."""
+        self.state.is_paused = is_paused
+
     def __enter__(self) -> SparsePrefill:
         return self
 
@@ -58,6 +77,19 @@ class SparsePrefill:
     def report(self) -> list[LayerRecord]:
         """What each layer did at its last prefill: sparse at which density, or dense and why."""
         return [self.state.records[layer] for layer in sorted(self.state.records)]
+
+    def summary(self) -> SparseSummary | None:
+        """The last prefill over all layers; None before the first."""
+        records = self.report()
+        if not records:
+            return None
+        return SparseSummary(
+            pattern=" | ".join(str(pattern) for pattern in self.state.patterns),
+            sparse_layers=sum(record.mode == "sparse" for record in records),
+            layers=len(records),
+            density=sum(record.density for record in records) / len(records),
+            reasons=tuple(dict.fromkeys(record.reason for record in records if record.reason is not None)),
+        )
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before each forward: which tokens of each row are visual. A decode step has nothing to be seen."""
@@ -104,6 +136,17 @@ def sparse_prefill(
         raise UsageError(f"pattern: expected one, or one for each of the {depth} layers, found {len(patterns)}")
     state = SparseState(patterns, fallback, key_block=key_block, query_block=query_block, backend=backend)
     return SparsePrefill(model, state, layouts)
+
+
+def prefill_with(model: PreTrainedModel, config: SparseConfig) -> SparsePrefill:
+    """`sparse_prefill` as a configuration describes it."""
+    return sparse_prefill(
+        model,
+        config.pattern,
+        fallback=config.fallback,
+        key_block=config.key_block,
+        query_block=config.query_block,
+    )
 
 
 def decoder_of(model: PreTrainedModel) -> Any:

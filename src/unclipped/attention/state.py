@@ -65,6 +65,7 @@ class SparseState:
         self.patterns, self.fallback, self.backend = tuple(patterns), fallback, backend
         self.key_block, self.query_block = key_block, query_block
         self.records: dict[int, LayerRecord] = {}
+        self.is_paused = False
         # Of this thread's forward: rows of the batch as tokens, with padding, and why there are none.
         self._layouts: ContextVar[tuple[Layout, ...] | str] = ContextVar("layouts", default="the model was not called")
         self._plans: dict[tuple[Layout, Pattern], BlockPlan] = {}

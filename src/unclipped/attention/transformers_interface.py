@@ -106,7 +106,7 @@ def sparse_mask(
         )
 
     state = state_of(config)
-    if state is None or q_length == 1:
+    if state is None or state.is_paused or q_length == 1:
         return build()
 
     def find_rows() -> PrefillRows:

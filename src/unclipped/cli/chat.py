@@ -13,6 +13,8 @@ Examples:
   unclipped chat quickstart/model quickstart/sample.png -q "number?"
 
   unclipped chat model page-1.png page-2.png
+
+  unclipped chat model page.png -q "total?" --sparse "global_text + sink(128) + topk(16)"
 """
 
 
@@ -27,8 +29,15 @@ def chat(
     question: str = typer.Option(None, "--question", "-q", help="Ask once and exit."),
     max_new_tokens: int = typer.Option(256, min=1, help="Longest answer in tokens."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
+    sparse: str = typer.Option(None, help="Prefill under this pattern, e.g. 'global_text + sink(128) + topk(16)'."),
+    sparse_fallback: str = typer.Option("auto", help="auto: dense where sparse does not pay; never: always sparse."),
 ) -> None:
     """Ask a model (see HELP)."""
+    from unclipped.attention.config import SparseConfig
     from unclipped.inference.chat import chat as run
+    from unclipped.recipes.validation import validate
 
-    run(model, list(images or []), question, max_new_tokens=max_new_tokens, device=device)
+    chosen = None
+    if sparse is not None:
+        chosen = validate({"pattern": sparse, "fallback": sparse_fallback}, SparseConfig, "chat")
+    run(model, list(images or []), question, max_new_tokens=max_new_tokens, device=device, sparse=chosen)

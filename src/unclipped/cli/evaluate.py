@@ -40,6 +40,8 @@ def evaluate(
     max_new_tokens: int = typer.Option(32, help="Longest answer in tokens, for --data."),
     batch_size: int = typer.Option(32, help="Questions a batch."),
     blind: bool = typer.Option(False, "--blind", help="Also answer with the image removed."),
+    sparse: str = typer.Option(None, help="Prefill under this pattern, e.g. 'global_text + sink(128) + topk(16)'."),
+    sparse_fallback: str = typer.Option("auto", help="auto: dense where sparse does not pay; never: always sparse."),
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted evaluation in OUTPUT."),
     rescore: bool = typer.Option(False, "--rescore", help="Score the kept predictions again; no model is loaded."),
 ) -> None:
@@ -67,6 +69,8 @@ def evaluate(
         section = {"tasks": [task | {"max_new_tokens": max_new_tokens, "limit": limit}], "batch_size": batch_size}
     if blind:
         section["blind"] = True
+    if sparse is not None:
+        section["sparse"] = {"pattern": sparse, "fallback": sparse_fallback}
     config = validate(
         apply_overrides(section, overrides or []), EvaluationConfig, f"recipe {recipe}" if recipe else "eval"
     )

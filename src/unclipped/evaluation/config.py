@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from unclipped.attention.config import SparseConfig
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import SourceConfig
 
@@ -67,6 +68,8 @@ class EvaluationConfig(FrozenConfig):
     """`bootstrap`: percentile bootstrap over clusters. `wilson`: for right-or-wrong scores (others keep the
     bootstrap). `auto`: bootstrap, but Wilson where it degenerates (right-or-wrong scores that are all equal, or fewer
     than 30 clusters)."""
+    sparse: SparseConfig | None = None
+    """Prefill under this pattern; null: dense."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Number of bootstrap resamples."""
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)

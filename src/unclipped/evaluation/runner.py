@@ -128,15 +128,16 @@ def evaluate_model(
 ) -> EvaluationResult:
     """Run all tasks of `config` on a model folder (or an Engine) and write OUTPUT/results.json.
 
-    Predictions stand in OUTPUT/predictions/TASK, those without images in OUTPUT/predictions-blind/TASK. Raises
-    UsageError when there is no task.
+    Predictions stand in OUTPUT/predictions/TASK, those without images in OUTPUT/predictions-blind/TASK. Under
+    `config.sparse` OUTPUT/sparse.json says what the layers did at the last prefill. Raises UsageError when there is no
+    task.
     """
     from unclipped.inference.engine import Engine
 
     if not config.tasks:
         raise UsageError("evaluation: no tasks; name at least one under evaluation.tasks")
     console = console or _default_console()
-    engine = model if isinstance(model, Engine) else Engine(model, device=device)
+    engine = model if isinstance(model, Engine) else Engine(model, device=device, sparse=config.sparse)
     output = Path(output)
     model_results: dict[str, TaskResult] = {}
     blind_results: dict[str, TaskResult] = {}
@@ -153,6 +154,15 @@ def evaluate_model(
             differences[task.name] = compare_folders(folder, blind_folder, task, config)
         print_result(console, model_results[task.name], blind_results.get(task.name), differences.get(task.name))
     result = EvaluationResult(model_results, blind_results, differences)
+    summary = engine.sparse.summary() if engine.sparse is not None else None
+    if summary is not None:
+        why = f"; dense because {', '.join(summary.reasons)}" if summary.reasons else ""
+        console.print(
+            f"last prefill under {summary.pattern}: {summary.sparse_layers} of {summary.layers} layers sparse, density "
+            f"{summary.density:.2f}{why}",
+            markup=False,
+        )
+        write_json(output / "sparse.json", asdict(summary))
     write_json(output / RESULTS_FILE, result.to_dict())
     return result
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from unclipped.attention.config import SparseConfig
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.inference.engine import Engine
@@ -67,17 +68,18 @@ def chat(
     *,
     max_new_tokens: int = 256,
     device: str = "auto",
+    sparse: SparseConfig | None = None,
     read: Callable[[], str] | None = None,
 ) -> str:
     """Answer `question` about `images` and return the answer, or hold a conversation and return its last answer.
 
-    read: gives the next line typed and raises EOFError at the end; the terminal by default. Raises ImageError for an
-    unreadable image and UsageError for an empty question.
+    sparse: prefill under this pattern (an Engine keeps its own). read: gives the next line typed and raises EOFError at
+    the end; the terminal by default. Raises ImageError for an unreadable image and UsageError for an empty question.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     if question is not None and not question.strip():
         raise UsageError("chat: the question is empty; give one with -q, or leave -q out for a conversation")
-    engine = model if isinstance(model, Engine) else Engine(model, device=device)
+    engine = model if isinstance(model, Engine) else Engine(model, device=device, sparse=sparse)
     conversation = Conversation(engine, images)
 
     def write(piece: str) -> None:
@@ -86,6 +88,7 @@ def chat(
     if question is not None:
         answer = conversation.ask(question, max_new_tokens=max_new_tokens, write=write)
         console.print()
+        _tell_sparse(engine, console)
         return answer
     console.print(f"{len(images)} image(s). {HELP}.", markup=False)
     read = read or (lambda: console.input("> "))
@@ -104,10 +107,22 @@ def chat(
             elif line:
                 answer = conversation.ask(line, max_new_tokens=max_new_tokens, write=write)
                 console.print()
+                _tell_sparse(engine, console)
         except KeyboardInterrupt:
             console.print("\n(stopped; the question is not kept)", markup=False)
         except UnclippedError as error:  # a wrong path must not end a conversation
             console.print(str(error), markup=False)
+
+
+def _tell_sparse(engine: Engine, console: Console) -> None:
+    """One line about the last prefill, when the engine has a pattern."""
+    summary = engine.sparse.summary() if engine.sparse is not None else None
+    if summary is not None:
+        why = f"; dense because {', '.join(summary.reasons)}" if summary.reasons else ""
+        console.print(
+            f"(prefill: {summary.sparse_layers} of {summary.layers} layers sparse, density {summary.density:.2f}{why})",
+            markup=False,
+        )
 
 
 def _command(line: str, conversation: Conversation, console: Console) -> None:

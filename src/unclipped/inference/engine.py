@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from unclipped.attention.config import SparseConfig
+from unclipped.attention.prefill import SparsePrefill, prefill_with
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.collate import collate_prompts
 from unclipped.data.encoding import Example, encode_prompt
@@ -49,8 +51,17 @@ class Engine:
     count. Answers do not depend on the batch they are computed in, up to rounding.
     """
 
-    def __init__(self, model: Any, processor: Any = None, *, device: str = "auto") -> None:
-        """`model` is a folder or hub id, or a loaded model, which then needs its `processor`."""
+    sparse: SparsePrefill | None = None
+    """The hold on the model while it prefills under a pattern."""
+    _sparse_config: SparseConfig | None = None
+
+    def __init__(
+        self, model: Any, processor: Any = None, *, device: str = "auto", sparse: SparseConfig | None = None
+    ) -> None:
+        """`model` is a folder or hub id, or a loaded model, which then needs its `processor`.
+
+        sparse: prefill under this pattern, for as long as the model lives.
+        """
         if isinstance(model, str | Path):
             from unclipped.models.checkpoint import load_model
 
@@ -61,6 +72,8 @@ class Engine:
         self.device = find_device(device)
         self.processor = processor
         self.model = model.to(self.device).eval()
+        if sparse is not None:
+            self.sparse, self._sparse_config = prefill_with(self.model, sparse), sparse
         settings = model.generation_config
         ends = {processor.tokenizer.eos_token_id, *_as_list(settings.eos_token_id)} - {None}
         if not ends:
@@ -124,7 +137,7 @@ class Engine:
             yield text[len(shown) :] if text.startswith(shown) else text
 
     def fingerprint(self) -> str:
-        """A digest of weights, vocabulary, chat template and image rule: engines of one model have the same.
+        """A digest of weights, vocabulary, chat template, image rule and pattern: engines alike have the same.
 
         Of each tensor an even sample of values is read, enough to tell trained checkpoints apart.
         """
@@ -137,6 +150,8 @@ class Engine:
         rule = self.processor.image_processor.to_dict()
         digest.update(repr((len(tokenizer), self.processor.chat_template, sorted(self.end_ids))).encode())
         digest.update(repr(sorted((str(key), str(value)) for key, value in rule.items())).encode())
+        if self._sparse_config is not None:
+            digest.update(repr(self._sparse_config).encode())
         return digest.hexdigest()[:16]
 
     def _room(self, prompts: Sequence[Example], max_new_tokens: int) -> int:

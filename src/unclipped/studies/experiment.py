@@ -166,7 +166,9 @@ def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
     if not is_first:
         return record
     if arm.config.evaluation.tasks:
-        engine = Engine(str(trained.model_folder), device=arm.config.training.device)
+        engine = Engine(
+            str(trained.model_folder), device=arm.config.training.device, sparse=arm.config.evaluation.sparse
+        )
         found = evaluate_model(engine, arm.config.evaluation, arm.folder / "evaluation", resume=resume)
         record["evaluation"] = found.to_dict()["model"]
         record["evaluation_seconds"] = sum(result.seconds or 0.0 for result in found.model.values())

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from unclipped.attention.config import SparseTrainingConfig
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
 
@@ -62,6 +63,8 @@ class StageConfig(FrozenConfig):
     """Longest sequence in tokens; null: no limit."""
     optimizer: OptimizerConfig | None = None
     """Optimiser of this stage; null: the one under `training`."""
+    sparse: SparseTrainingConfig | None = None
+    """Train under this pattern of sparse prefill; null: dense. Rows that share an image (`share_image`) stay dense."""
     auxiliary: dict[Auxiliary, PositiveFloat] = Field(default_factory=dict)
     """Weights of auxiliary loss parts. `ctc`: the encoder's tokens in reading order must spell the answer."""
     clip_norm: PositiveFloat | None = 1.0

@@ -26,6 +26,7 @@ from unclipped.training.interrupt import StopRequest, TrainingInterrupted
 from unclipped.training.parallel import any_rank, barrier, is_distributed, load_whole, shard, whole
 from unclipped.training.progress import Reporter
 from unclipped.training.record import TrainingResult, hardware, read_record
+from unclipped.training.sparse import SparseSteps
 from unclipped.training.trainer import UnclippedTrainer
 
 METRICS, RECORD, CHECKPOINTS, MODEL = "metrics.jsonl", "training.json", "checkpoints", "model"
@@ -227,15 +228,20 @@ class _Run:
             trained = shard(copy.deepcopy(objective).to(self.device))  # the caller's model stays whole
         compiled = compile_blocks(trained, self.training.compile, self.device)
         measure.start_memory(self.device)
+        if stage.sparse is not None and self.training.compile:
+            raise UsageError(f"stage '{stage.name}': sparse and training.compile do not go together; switch one off")
+        pattern = SparseSteps(trained.model, stage.sparse, seed)
         trainer = UnclippedTrainer(
             trained, stage, self.training, batches, device=self.device, autocast=self.autocast,
             folder=self.output / CHECKPOINTS, stage_index=index, seed=seed, reporter=self.reporter, stop=stop,
-            identity=self._identity(index), entry=entry,
+            identity=self._identity(index), entry=entry, pattern=pattern,
         )  # fmt: skip
         done = self.position.step if is_resumed else 0  # type: ignore[union-attr]
         self.reporter.start_stage(stage.name, stage.steps, done)
         try:
-            trainer.train(str(self.position.folder) if is_resumed else None)  # type: ignore[union-attr]
+            with pattern:
+                trainer.train(str(self.position.folder) if is_resumed else None)  # type: ignore[union-attr]
+                entry |= pattern.record()
         finally:
             uncompile_blocks(compiled)
             if self.training.gradient_checkpointing:

@@ -27,6 +27,7 @@ from unclipped.training.interrupt import StopRequest, TrainingInterrupted
 from unclipped.training.optim import build_optimizer, build_scheduler, learning_rates
 from unclipped.training.parallel import any_rank, load_whole, shard_optimizer_state, sum_over_ranks, whole
 from unclipped.training.progress import Reporter
+from unclipped.training.sparse import SparseSteps
 
 
 class UnclippedTrainer(Trainer):
@@ -54,14 +55,15 @@ class UnclippedTrainer(Trainer):
         stop: StopRequest,
         identity: dict[str, Any] | None = None,
         entry: dict[str, Any] | None = None,
+        pattern: SparseSteps | None = None,
     ) -> None:
         """`folder`: where checkpoints go. `identity` (settings that a resumed run must share) and `entry` (what is
-        recorded about the stage so far) are stored in checkpoints as they are."""
+        recorded about the stage so far) are stored in checkpoints as they are. `pattern`: which steps are sparse."""
         arguments = trainer_arguments(stage, device, folder=folder, seed=seed, micro_size=batches.micro_size)
         self.stage, self.training, self.batches = stage, training, batches
         self.autocast_dtype, self.folder, self.stage_index = autocast, folder, stage_index
         self.reporter, self.stop, self.identity = reporter, stop, identity or {}
-        self.entry, self.last_loss = entry or {}, math.nan
+        self.entry, self.last_loss, self.pattern = entry or {}, math.nan, pattern
         super().__init__(model=objective, args=arguments)
         self.callback_handler.callbacks = [  # keep the flow control, drop the printing of log rows
             callback for callback in self.callback_handler.callbacks if type(callback).__name__ == "DefaultFlowCallback"
@@ -125,6 +127,8 @@ class UnclippedTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         counts: Counts | None = num_items_in_batch or None
+        if self.pattern is not None:
+            self.pattern.start_step(self.state.global_step)
         outputs = model(counts=counts, **{key: value for key, value in inputs.items() if key != "sample_ids"})
         loss = outputs["loss"]
         if not loss.requires_grad:

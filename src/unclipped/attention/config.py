@@ -1,0 +1,35 @@
+"""The `sparse:` section of recipes: how prefills are made sparse. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from unclipped.core.config import FrozenConfig
+
+
+class SparseConfig(FrozenConfig):
+    """Sparse prefill, as `unclipped.sparse_prefill` takes it."""
+
+    pattern: str | tuple[str, ...] = Field(min_length=1)
+    """A pattern such as `global_text + sink(128) + topk(16)`, or a list of one for each layer."""
+    fallback: Literal["auto", "never"] = "auto"
+    """`auto`: dense where sparse does not pay (short prompts, dense plans). `never`: the pattern at any length."""
+    key_block: PositiveInt = 128
+    """Keys in a block; listed blocks are attended to whole."""
+    query_block: PositiveInt = 256
+    """Queries that share a list of key blocks; a multiple of `key_block`."""
+
+    @model_validator(mode="after")
+    def _blocks_divide(self) -> SparseConfig:
+        if self.query_block % self.key_block:
+            raise ValueError(f"query_block ({self.query_block}) must be a multiple of key_block ({self.key_block})")
+        return self
+
+
+class SparseTrainingConfig(SparseConfig):
+    """Training under a pattern: forward and backward attend as the prefill later will."""
+
+    dense_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the steps that run dense, drawn by the seed, so that dense prefills and decode stay good."""
