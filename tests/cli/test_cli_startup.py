@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ["quickstart", "assemble", "pretrain", "train", "eval", "chat", "recipes"]
+COMMANDS = ["quickstart", "assemble", "pretrain", "train", "eval", "eval-encoder", "chat", "recipes"]
 
 
 def run(*arguments: str, module: str = "unclipped") -> subprocess.CompletedProcess[str]:

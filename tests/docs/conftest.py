@@ -32,6 +32,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-text").mkdir()
     for number in range(4):
         (folder / "my-text" / f"{number}.txt").write_text(f"the red circle number {number} and the blue square. " * 40)
+    for split in ("train", "test"):
+        for number in range(8):
+            photo = folder / "my-photos" / split / ("cats" if number % 2 else "dogs") / f"{number}.png"
+            photo.parent.mkdir(parents=True, exist_ok=True)
+            tiny_image(32, 48, offset=8 * number + len(split)).save(photo)
     tiny_lm(folder / "my-lm")
     tiny_encoder(folder / "my-vit", image_size=16, patch_size=8)
     tiny_vlm(folder / "quickstart", output=folder / "quickstart" / "model")

@@ -20,6 +20,7 @@ SHORT = ["training.threads=1", "evaluation.bootstrap_samples=100", "evaluation.t
 TWO_STAGES = [f"stages.{i}.{field}" for i in (0, 1) for field in ("steps=2", "warmup_steps=0", "batch_size=4")] + SHORT
 ONE_STAGE = ["stages.0.steps=2", "stages.0.warmup_steps=0", "stages.0.batch_size=4", *SHORT]
 EVAL = ["bootstrap_samples=100"]
+PROBES = [*EVAL, "linear.steps=2", "knn.k=[1,2]"]
 FEW_TOKENS = ["--max-new-tokens", "2"]
 
 # Commands that are run, with what is appended to keep them short.
@@ -54,6 +55,17 @@ RUN: dict[str, list[str]] = {
     "unclipped eval runs/meters/model --data generated:characters --split test --limit 400 --output runs/characters-eval": [
         *EVAL, *FEW_TOKENS, "--limit", "4",
     ],
+    'unclipped chat quickstart/model quickstart/examples/1.png -q "number?" '
+    '--sparse "global_text + sink(128) + topk(16)"': FEW_TOKENS,
+    'unclipped eval quickstart/model --data generated:characters --limit 20 --sparse "sink(128) + window(512)" '
+    "--output runs/sparse-eval": [*EVAL, *FEW_TOKENS, "--limit", "4"],
+    "unclipped eval-encoder my-vit --data my-photos --output runs/my-vit-probes": PROBES,
+    "unclipped eval-encoder llm:my-lm --data generated:shapes image_size=64 patch_size=16 --output runs/lm-probes": [
+        *PROBES, "data.train_limit=20", "data.test_limit=4",
+    ],
+    "unclipped eval-encoder my-vit --segmentation generated:shapes --output runs/my-vit-masks": [
+        *EVAL, "segmentation.steps=2", "segmentation.train_limit=4", "segmentation.test_limit=3",
+    ],
 }  # fmt: skip
 
 # Run without a network: they must end with one line that says so and names the folder form that works instead.
@@ -63,6 +75,7 @@ HUB = {
     "--output qwen-vl",
     "unclipped assemble --vision facebook/dinov2-small --text Qwen/Qwen3-0.6B --output dinov2-qwen",
     "unclipped train hub-recipe.yaml --output runs/hub",
+    "unclipped eval-encoder facebook/dinov2-small --data my-photos --output runs/dinov2-probes",
 }
 
 # Not run; options and recipe are checked.

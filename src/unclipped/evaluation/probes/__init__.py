@@ -1,0 +1,1 @@
+"""Probes of a frozen encoder: k-nearest neighbours, linear heads, segmentation, zero-shot, retrieval."""

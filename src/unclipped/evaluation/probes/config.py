@@ -1,0 +1,173 @@
+"""What is asked of a frozen encoder, as data: which images, which probes, which comparisons. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from unclipped.core.config import FrozenConfig
+
+Probe = Literal["knn", "linear"]
+Arm = Literal["random_weights", "raw_pixels"]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+GENERATED_TRAIN, GENERATED_TEST = 2000, 500
+"""Images drawn from an endless source whose limits are not set."""
+
+
+class LabelledDataConfig(FrozenConfig):
+    """Images with one label each: a folder of class folders, question files whose answer is the label, or generated."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A folder `<split>/<class>/image.png`; a folder or file of questions with one and the same question, whose answer
+    is the label; or `generated:shapes`, labelled by the largest figure. `$NAME` is an environment variable."""
+    train_split: str = "train"
+    """Split that heads are trained on and that neighbours come from."""
+    test_split: str = "test"
+    """Split that is reported, and used for nothing else."""
+    label: Literal["auto", "answer", "category", "figure", "colour"] = "auto"
+    """What is the label of a question file or a generated image; figure and colour are those of the largest shape.
+    `auto`: the answer, and the figure of generated images."""
+    train_limit: Count | None = None
+    """Only the first so many images of the train split (2,000 of an endless source)."""
+    test_limit: Count | None = None
+    """Only the first so many images of the test split (500 of an endless source)."""
+    seed: int = 0
+    """Seed of generated images."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generated task or of the reader."""
+
+
+class KnnConfig(FrozenConfig):
+    """Neighbours by cosine similarity, each voting with exp(similarity / temperature)."""
+
+    k: tuple[Count, ...] = (10, 20, 50, 100)
+    """Numbers of neighbours that are tried; the one best on the development part is reported."""
+    temperature: Positive = 0.07
+    """Divides similarities; the smaller, the more the nearest neighbours count."""
+
+    @field_validator("k")
+    @classmethod
+    def _some(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("expected at least one number of neighbours, each once")
+        return value
+
+
+class LinearConfig(FrozenConfig):
+    """A grid of linear heads trained together; the one best on the development part is reported."""
+
+    learning_rates: tuple[Positive, ...] = (
+        1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0,
+    )  # fmt: skip
+    """Learning rates for a batch of 256; each is multiplied by batch_size / 256. The first thirteen are DINOv2's, whose
+    schedule is ten times as long."""
+    blocks: tuple[Literal[1, 4], ...] = (1, 4)
+    """Pooled features of the last block, and of the last four side by side."""
+    mean_patch: tuple[bool, ...] = (False, True)
+    """Without and with the mean of the last patch features beside them."""
+    steps: Count = 1250
+    """Steps of stochastic gradient descent; the learning rates fall to zero along a cosine."""
+    batch_size: Count = 256
+    """Images a step."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of the descent."""
+    seed: int = 0
+    """Seed of the order of the images."""
+
+    @model_validator(mode="after")
+    def _some(self) -> LinearConfig:
+        for name in ("learning_rates", "blocks", "mean_patch"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name}: expected at least one value, each once")
+        return self
+
+
+class SegmentationConfig(FrozenConfig):
+    """Images with a class for each pixel, and the head (batch normalisation and a 1x1 convolution) that reads them."""
+
+    source: Annotated[str, Field(min_length=1)] = "generated:shapes"
+    """`generated:shapes`, or a folder with `<split>/images/NAME.*` and `<split>/masks/NAME.png`, whose grey values are
+    the numbers of the classes."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 0, 1, … of a folder; generated shapes bring theirs."""
+    ignore: Annotated[int, Field(ge=0, le=255)] = 255
+    """Mask value of pixels that are neither trained on nor scored."""
+    train_split: str = "train"
+    """Split that the head is trained on."""
+    test_split: str = "test"
+    """Split that is reported."""
+    train_limit: Count | None = None
+    """Only the first so many images of the train split (2,000 of an endless source)."""
+    test_limit: Count | None = None
+    """Only the first so many images of the test split (500 of an endless source)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generated task."""
+    learning_rate: Positive = 1e-2
+    """Learning rate of AdamW, falling to zero along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay of AdamW."""
+    steps: Count = 1000
+    """Training steps."""
+    batch_size: Count = 16
+    """Images a step."""
+    seed: int = 0
+    """Seed of the order of the images, of the head's first values and of generated images."""
+
+
+class EncoderEvaluationConfig(FrozenConfig):
+    """One frozen encoder, the probes put to it, and what it is compared with."""
+
+    encoder: Annotated[str, Field(min_length=1)]
+    """Checkpoint folder, hub id, or `llm:` and either of them."""
+    baseline: bool = False
+    """Declare an encoder that was trained by comparing images with text as a baseline."""
+    patch_size: Count | None = None
+    """Patch in px of an `llm:` encoder; others bring theirs."""
+    image_size: Count | None = None
+    """Height and width in px of every image, a multiple of the patch. None: the size the encoder was made for."""
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    """How an image gets that size: aspect given up, centre cut out, or border added."""
+    data: LabelledDataConfig | None = None
+    """Labelled images for the k-NN and linear probes."""
+    probes: tuple[Probe, ...] = ("knn", "linear")
+    """Probes on `data`."""
+    knn: KnnConfig = KnnConfig()
+    """Settings of the k-NN probe."""
+    linear: LinearConfig = LinearConfig()
+    """Settings of the linear probe."""
+    segmentation: SegmentationConfig | None = None
+    """Images with masks for the segmentation probe; None: left out."""
+    compare: tuple[Arm, ...] = ("random_weights", "raw_pixels")
+    """What the encoder is compared with on the same items: its architecture with fresh weights, and plain pixels."""
+    random_seed: int = 0
+    """Seed of the fresh weights."""
+    raw_size: Count = 32
+    """Height and width in px that raw pixels are reduced to."""
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of each class of the train split on which settings are chosen."""
+    batch_size: Count = 64
+    """Images encoded together."""
+    cache: str | None = None
+    """Folder of extracted features, shared between runs. None: `features` in the run folder."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    """Number of bootstrap resamples."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the development part."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> EncoderEvaluationConfig:
+        if self.data is None and self.segmentation is None:
+            raise ValueError("nothing to measure: give data (labelled images), segmentation, or both")
+        if self.data is not None and not self.probes:
+            raise ValueError("probes: data is given but no probe; expected knn, linear or both")
+        if self.segmentation is not None and self.resize != "squash":
+            raise ValueError("segmentation needs resize: squash, so that masks and images are cut alike")
+        return self

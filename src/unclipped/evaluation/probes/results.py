@@ -1,0 +1,196 @@
+"""What the probes found: figures with intervals, paired differences, and their table, JSON and page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from unclipped.core.files import write_json, write_text
+from unclipped.encoders.build import LLM_PREFIX
+from unclipped.evaluation.intervals import Difference, Estimate
+from unclipped.evaluation.probes.config import EncoderEvaluationConfig
+
+ARM_NAMES = {"encoder": "the encoder", "random_weights": "random weights", "raw_pixels": "raw pixels"}
+PROBE_NAMES = {"knn": "k-NN", "linear": "linear", "segmentation": "mIoU"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One probe on one arm's features."""
+
+    probe: str
+    arm: str
+    metric: str
+    estimate: Estimate
+    chosen: str = ""
+    """The setting that was best on the development part."""
+    development: dict[str, float] = field(default_factory=dict)
+    """Accuracy of every setting on the development part."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """The figure of each class, where it has one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; the figure stands under the name of its metric."""
+        return {
+            **self.estimate.to_dict(self.metric),
+            "chosen": self.chosen,
+            "development": self.development,
+            "classes": self.parts,
+        }
+
+
+@dataclass(frozen=True)
+class EncoderResults:
+    """All figures of one evaluation."""
+
+    encoder: dict[str, Any]
+    data: dict[str, Any]
+    measurements: tuple[Measurement, ...]
+    differences: dict[str, dict[str, Difference]]
+    """{probe: {arm: the encoder minus that arm, on the same items}}."""
+
+    def of(self, probe: str, arm: str = "encoder") -> Measurement:
+        """The measurement of a probe on an arm. Raises KeyError when it was not made."""
+        for row in self.measurements:
+            if (row.probe, row.arm) == (probe, arm):
+                return row
+        raise KeyError(f"{probe} on {arm}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        probes: dict[str, Any] = {}
+        for row in self.measurements:
+            probes.setdefault(row.probe, {"metric": row.metric})[row.arm] = row.to_dict()
+        for probe, rows in self.differences.items():
+            probes[probe]["differences"] = {
+                arm: {
+                    "difference": row.value, "low": row.low, "high": row.high, "excludes_zero": row.excludes_zero,
+                    "count": row.count,
+                }
+                for arm, row in rows.items()
+            }  # fmt: skip
+        return {"encoder": self.encoder, "data": self.data, "probes": probes}
+
+
+def shown(source: str) -> str:
+    """A source for reports, which travel: an absolute path is cut to its last two parts.
+
+    >>> shown("llm:/home/me/runs/lm/model")
+    'llm:…/lm/model'
+    """
+    prefix = LLM_PREFIX if source.startswith(LLM_PREFIX) else ""
+    path = Path(source.removeprefix(prefix))
+    return f"{prefix}…/{'/'.join(path.parts[1:][-2:])}" if path.is_absolute() else source
+
+
+def _figure(row: Estimate) -> str:
+    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def _difference(row: Difference | None) -> str:
+    return "–" if row is None else f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+
+
+def rows_of(results: EncoderResults) -> list[tuple[str, str, str, str, str]]:
+    """(probe and metric, features, figure, encoder minus these, chosen setting) of each measurement, probe by probe."""
+    rows = []
+    for probe in PROBE_NAMES:
+        for row in results.measurements:
+            if row.probe == probe:
+                difference = _difference(results.differences.get(probe, {}).get(row.arm))
+                rows.append((PROBE_NAMES[probe], ARM_NAMES[row.arm], _figure(row.estimate), difference, row.chosen))
+    return rows
+
+
+HEADINGS = ("probe", "features", "test", "encoder minus these", "chosen on the development part")
+
+
+def results_table(results: EncoderResults) -> Table:
+    """The figures for the terminal; settings that were chosen stand in the report."""
+    table = Table(title="frozen features: accuracy of k-NN and linear heads, mIoU", title_justify="left")
+    for number, heading in enumerate(HEADINGS[:4]):
+        table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
+    last = None
+    for row in rows_of(results):
+        if last not in (None, row[0]):
+            table.add_section()
+        table.add_row("" if row[0] == last else row[0], *row[1:4])
+        last = row[0]
+    return table
+
+
+def remarks(results: EncoderResults, config: EncoderEvaluationConfig) -> list[str]:
+    """What a reader must know besides the figures: grids that ended too early, test images that were trained on."""
+    lines = []
+    ends = {
+        f"learning rate {rate:g}" for rate in (min(config.linear.learning_rates), max(config.linear.learning_rates))
+    }
+    if len(ends) > 1:
+        for row in results.measurements:
+            rate = row.chosen.rpartition(", ")[2]
+            if row.probe == "linear" and rate in ends:
+                lines.append(
+                    f"The best linear head on {ARM_NAMES[row.arm]} stands at the end of the grid ({rate}); widen "
+                    "linear.learning_rates or change linear.steps before comparing with others' figures."
+                )
+    shared = results.data.get("labelled", {}).get("test_images_in_train", 0)
+    if shared:
+        lines.append(f"{shared:,} test images are in the train split too; remove them from one of the two.")
+    return lines
+
+
+def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str:
+    """The figures as a Markdown page that stands by itself."""
+    encoder = results.encoder
+    lines = [f"# Encoder evaluation: {encoder['source']}", ""]
+    lines.append(
+        f"Family `{encoder['family']}`, {encoder['parameters']:,} parameters, frozen; images {config.resize} to "
+        f"{encoder['image_size'][0]}x{encoder['image_size'][1]} px. {round(100 * config.confidence)} % intervals, "
+        f"bootstrap over test images ({config.bootstrap_samples:,} resamples); differences are paired. k-NN and "
+        "linear rows are accuracies, mIoU rows the mean intersection over union; higher is better."
+    )
+    lines += ["", f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
+    lines += [f"| {' | '.join(row)} |" for row in rows_of(results)]
+    if "labelled" in results.data:
+        data = results.data["labelled"]
+        lines += [
+            "",
+            f"Labelled images: `{data['source']}`, {data['train']:,} to learn from, {data['development']:,} to choose "
+            f"settings on, {data['test']:,} to report, {len(data['classes'])} classes. Always answering the most "
+            f"frequent class is right for {data['majority']:.3f} of the test images.",
+        ]
+    if "segmentation" in results.data:
+        data = results.data["segmentation"]
+        lines += [
+            "",
+            f"Segmentation: `{data['source']}`, {data['train']:,} images to learn from, {data['test']:,} to report, "
+            f"classes {', '.join(data['classes'])}. Mean intersection over union of the whole test split.",
+            "",
+            *_class_table([row for row in results.measurements if row.probe == "segmentation"]),
+        ]
+    for remark in remarks(results, config):
+        lines += ["", remark]
+    lines += ["", "Settings stand in `recipe.yaml`, machine and versions in `environment.json`."]
+    if "labelled" in results.data:
+        lines.append("The label predicted for every test image stands in `predictions.jsonl`.")
+    lines.append("")
+    return "\n".join(lines)
+
+
+def _class_table(rows: Sequence[Measurement]) -> list[str]:
+    names = list(rows[0].parts)
+    lines = [f"| features | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for row in rows:
+        values = " | ".join(f"{row.parts[name]:.3f}" if name in row.parts else "–" for name in names)
+        lines.append(f"| {ARM_NAMES[row.arm]} | {values} |")
+    return lines
+
+
+def write_results(results: EncoderResults, config: EncoderEvaluationConfig, folder: Path) -> None:
+    """results.json and report.md. Raises UnclippedError when they cannot be written."""
+    write_json(folder / "results.json", results.to_dict())
+    write_text(folder / "report.md", report_text(results, config))

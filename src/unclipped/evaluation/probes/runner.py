@@ -1,0 +1,292 @@
+"""Evaluate a frozen encoder: features once, then every probe, on the encoder and on what it is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from unclipped.core.errors import UsageError
+from unclipped.core.files import write_text
+from unclipped.data.sample import ImagePart
+from unclipped.encoders.base import VisionEncoder
+from unclipped.encoders.build import LLM_PREFIX, load_encoder
+from unclipped.evaluation.intervals import Difference, estimate, paired_difference
+from unclipped.evaluation.probes.config import EncoderEvaluationConfig, SegmentationConfig
+from unclipped.evaluation.probes.data import LabelledSet, cut_development, load_labelled
+from unclipped.evaluation.probes.features import (
+    EncoderExtractor,
+    Extractor,
+    Kind,
+    RawPixels,
+    digests_of,
+    extract,
+    grid_of_rule,
+    probe_rule,
+    random_weights,
+    raw_rule,
+)
+from unclipped.evaluation.probes.knn import knn_predict
+from unclipped.evaluation.probes.linear import grid_of_heads, linear_probe, side_by_side
+from unclipped.evaluation.probes.results import (
+    ARM_NAMES,
+    EncoderResults,
+    Measurement,
+    remarks,
+    results_table,
+    shown,
+    write_results,
+)
+from unclipped.evaluation.probes.segmentation import (
+    Overlaps,
+    SegmentedSet,
+    iou_difference,
+    iou_estimate,
+    load_segmented,
+    mean_iou,
+    measure_overlaps,
+    train_segmenter,
+)
+from unclipped.images.config import ImageRule
+from unclipped.training.device import choose_device
+
+PREDICTIONS_FILE = "predictions.jsonl"
+
+Features = dict[str, Tensor]
+
+
+def evaluate_encoder(
+    config: EncoderEvaluationConfig, output: str | Path, *, console: Console | None = None
+) -> EncoderResults:
+    """Measure the encoder of `config`; OUTPUT gets results.json, report.md, predictions.jsonl and the features.
+
+    Features that are there already (see `features.extract`) are taken over, so the call may be repeated after an
+    interruption. Raises CheckpointError for an encoder that does not load, DataError and ImageError for data that
+    cannot be used, UsageError for settings that do not fit the encoder.
+    """
+    output, console = Path(output), console or Console()
+    labelled = None if config.data is None else load_labelled(config.data)
+    segmented = None if config.segmentation is None else load_segmented(config.segmentation)
+    encoder = open_encoder(config)
+    evaluation = _Evaluation(config, encoder, output, console)
+    data: dict[str, Any] = {}
+    if labelled is not None:
+        data["labelled"] = evaluation.probe_labels(labelled)
+    if segmented is not None and config.segmentation is not None:
+        data["segmentation"] = evaluation.segment(segmented, config.segmentation)
+    facts = {
+        "source": shown(config.encoder),
+        "family": encoder.spec.family,
+        "objective": encoder.spec.objective,
+        "parameters": sum(tensor.numel() for tensor in encoder.model.state_dict().values()),
+        "image_size": list(evaluation.rule.size or ()),
+        "patch_size": list(evaluation.rule.patch_size),
+    }
+    results = EncoderResults(facts, data, tuple(evaluation.measurements), evaluation.differences)
+    if labelled is not None:
+        lines = [json.dumps(row, ensure_ascii=False) for row in evaluation.predictions]
+        write_text(output / PREDICTIONS_FILE, "".join(f"{line}\n" for line in lines))
+    write_results(results, config, output)
+    console.print(results_table(results))
+    for remark in remarks(results, config):
+        console.print(remark, markup=False, soft_wrap=True)
+    return results
+
+
+def open_encoder(config: EncoderEvaluationConfig) -> VisionEncoder:
+    """The encoder of the configuration, in evaluation mode. Raises CheckpointError and UsageError as `load_encoder`."""
+    options: dict[str, Any] = {}
+    if config.patch_size is not None:
+        if not config.encoder.startswith(LLM_PREFIX):
+            raise UsageError(f"patch_size: only for encoders made of a language model ({LLM_PREFIX}{config.encoder})")
+        options["patch_size"] = config.patch_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.random_seed)  # the patch stem of an llm: encoder is new
+        return load_encoder(config.encoder, baseline=config.baseline, **options)[0]
+
+
+class _Evaluation:
+    """The arms of one evaluation, and what was measured so far."""
+
+    def __init__(self, config: EncoderEvaluationConfig, encoder: VisionEncoder, output: Path, console: Console) -> None:
+        self.config, self.console = config, console
+        self.folder = output / "features" if config.cache is None else Path(config.cache)
+        self.device = choose_device(config.device)
+        self.rule = probe_rule(encoder, config.image_size, config.resize)
+        self.encoders: dict[str, Extractor] = {"encoder": EncoderExtractor(encoder, self.rule, self.device)}
+        if "random_weights" in config.compare:
+            fresh = random_weights(encoder, config.random_seed)
+            self.encoders["random_weights"] = EncoderExtractor(fresh, self.rule, self.device)
+        self.measurements: list[Measurement] = []
+        self.differences: dict[str, dict[str, Difference]] = {}
+        self.predictions: list[dict[str, Any]] = []
+        self.intervals = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": config.seed}
+
+    def _arms(self, raw: ImageRule) -> dict[str, Extractor]:
+        """Every arm's extractor; raw pixels under the rule `raw`."""
+        pixels: dict[str, Extractor] = {"raw_pixels": RawPixels(raw)} if "raw_pixels" in self.config.compare else {}
+        return self.encoders | pixels
+
+    def _extract(
+        self,
+        arm: str,
+        extractor: Extractor,
+        images: Sequence[ImagePart],
+        digests: Sequence[str],
+        kind: Kind,
+        split: str,
+    ) -> Features:
+        return extract(
+            extractor,
+            images,
+            digests,
+            self.folder,
+            kind=kind,
+            batch_size=self.config.batch_size,
+            title=f"{ARM_NAMES[arm]}, {split} images",
+            console=self.console,
+        )
+
+    # -- labelled images ----------------------------------------------------------------------------------------------
+
+    def probe_labels(self, data: LabelledSet) -> dict[str, Any]:
+        """Run the probes on labels; returns the facts about the data."""
+        images = {"train": [item.image for item in data.train], "test": [item.image for item in data.test]}
+        digests = {split: digests_of(parts) for split, parts in images.items()}
+        learn, choose = cut_development(data.train, self.config.dev_share, self.config.seed)
+        right: dict[str, dict[str, np.ndarray]] = {}
+        for arm, extractor in self._arms(raw_rule(self.rule, self.config.raw_size)).items():
+            found = {
+                split: self._extract(arm, extractor, images[split], digests[split], "pooled", split)
+                for split in ("train", "test")
+            }
+            for probe in self.config.probes:
+                run = self._knn if probe == "knn" else self._linear
+                predicted, chosen, development = run(data, found["train"], found["test"], learn, choose)
+                right.setdefault(probe, {})[arm] = self._record(data, probe, arm, predicted, chosen, development)
+        for probe, arms in right.items():
+            self.differences[probe] = {
+                arm: paired_difference(arms["encoder"], other, **self.intervals)
+                for arm, other in arms.items()
+                if arm != "encoder"
+            }
+        counts = np.bincount([item.label for item in data.train])
+        in_train = set(digests["train"])
+        return {
+            "source": shown(data.name),
+            "classes": list(data.classes),
+            "train": len(learn),
+            "development": len(choose),
+            "test": len(data.test),
+            "majority": float(np.mean([item.label == int(counts.argmax()) for item in data.test])),
+            "test_images_in_train": sum(digest in in_train for digest in digests["test"]),
+        }
+
+    def _record(
+        self,
+        data: LabelledSet,
+        probe: str,
+        arm: str,
+        predicted: Tensor,
+        chosen: str,
+        development: Mapping[str, float],
+    ) -> np.ndarray:
+        """Keep the predictions and the figure; -> right (1) or wrong (0) for each test image."""
+        classes = predicted.tolist()
+        right = np.array([float(item.label == found) for item, found in zip(data.test, classes, strict=True)])
+        self.predictions += [
+            {"probe": probe, "features": arm, "id": item.id, "label": data.classes[item.label],
+             "predicted": data.classes[found]}
+            for item, found in zip(data.test, classes, strict=True)
+        ]  # fmt: skip
+        labels = np.array([item.label for item in data.test])
+        parts = {
+            name: float(right[labels == number].mean())
+            for number, name in enumerate(data.classes)
+            if (labels == number).any()
+        }
+        value = estimate(right, is_binary=True, **self.intervals)
+        self.measurements.append(Measurement(probe, arm, "accuracy", value, chosen, dict(development), parts))
+        return right
+
+    def _knn(
+        self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
+    ) -> tuple[Tensor, str, dict[str, float]]:
+        """Choose k and feature on the development part; then the whole train split votes."""
+        labels = torch.tensor([item.label for item in data.train])
+        sources = {"pooled": lambda features: features["pooled"][:, 0], "mean patch": lambda f: f["mean_patch"]}
+        if "mean_patch" not in train:
+            del sources["mean patch"]
+        ks, temperature = self.config.knn.k, self.config.knn.temperature
+        scores: dict[tuple[str, int], float] = {}
+        for name, take in sources.items():
+            bank = take(train)
+            votes = knn_predict(bank[choose], bank[learn], labels[learn], len(data.classes), ks, temperature)
+            for k, predicted in votes.items():
+                scores[name, k] = float((predicted == labels[choose]).double().mean())
+        name, k = max(scores, key=lambda key: scores[key])
+        take = sources[name]
+        predicted = knn_predict(take(test), take(train), labels, len(data.classes), [k], temperature)[k]
+        return predicted, f"{name}, k = {k}", {f"{one}, k = {number}": row for (one, number), row in scores.items()}
+
+    def _linear(
+        self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
+    ) -> tuple[Tensor, str, dict[str, float]]:
+        labels = torch.tensor([item.label for item in data.train]).to(self.device)
+        _, blocks, width = train["pooled"].shape
+        heads = grid_of_heads(self.config.linear, blocks, "mean_patch" in train)
+        inputs = side_by_side(train["pooled"], train.get("mean_patch")).to(self.device)
+        outcome = linear_probe(
+            inputs[learn],
+            labels[learn],
+            inputs[choose],
+            labels[choose],
+            side_by_side(test["pooled"], test.get("mean_patch")).to(self.device),
+            heads,
+            width,
+            len(data.classes),
+            self.config.linear,
+        )
+        scores = {head.name: value for head, value in outcome.development.items()}
+        return outcome.predictions.cpu(), outcome.best.name, scores
+
+    # -- masks --------------------------------------------------------------------------------------------------------
+
+    def segment(self, data: SegmentedSet, config: SegmentationConfig) -> dict[str, Any]:
+        """Run the segmentation probe; returns the facts about the data."""
+        splits = {"train": data.train, "test": data.test}
+        digests = {split: digests_of([item.image for item in items]) for split, items in splits.items()}
+        grid, size = grid_of_rule(self.rule), self.rule.size
+        assert size is not None, "grid_of_rule has looked"
+        overlaps: dict[str, Overlaps] = {}
+        for arm, extractor in self._arms(self.rule).items():
+            found = {
+                split: self._extract(
+                    arm, extractor, [item.image for item in items], digests[split], "patches", f"segmentation {split}"
+                )["patches"]
+                for split, items in splits.items()
+            }
+            head = train_segmenter(found["train"], data.train, grid, size, len(data.classes), config)
+            overlaps[arm] = measure_overlaps(head, found["test"], data.test, grid, len(data.classes), config.ignore)
+        for arm, rows in overlaps.items():
+            value = iou_estimate(rows, **self.intervals)
+            shared, whole = rows.intersection.sum(axis=0), rows.union.sum(axis=0)
+            parts = {
+                name: float(mean_iou(shared[number : number + 1], whole[number : number + 1]))
+                for number, name in enumerate(data.classes)
+                if whole[number] > 0
+            }
+            self.measurements.append(Measurement("segmentation", arm, "mean_iou", value, parts=parts))
+        self.differences["segmentation"] = {
+            arm: iou_difference(overlaps["encoder"], rows, **self.intervals)
+            for arm, rows in overlaps.items()
+            if arm != "encoder"
+        }
+        facts = {"source": shown(data.name), "classes": list(data.classes)}
+        return facts | {split: len(items) for split, items in splits.items()}
