@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from unclipped.attention.config import SparseTrainingConfig
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
+from unclipped.objectives.dinov2_config import DinoV2Config
 
 Part = Literal["vision", "connector", "text"]
 Auxiliary = Literal["ctc"]
@@ -141,14 +142,15 @@ class TokenizerConfig(FrozenConfig):
 class PretrainConfig(FrozenConfig):
     """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
 
-    objective: Literal["language_model", "masked_autoencoder"]
+    objective: Literal["language_model", "masked_autoencoder", "dinov2"]
     """What is learned."""
     shape: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the transformers configuration; `model_type` is `qwen3` (language_model) or `vit_mae`."""
+    """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
+    (masked_autoencoder), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder` (dinov2)."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model: the tokenizer."""
     data: DataConfig
-    """Text files and samples (language_model), samples with images (masked_autoencoder)."""
+    """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2)."""
     held_out: tuple[SourceConfig, ...] = ()
     """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
     held_out_blocks: PositiveInt = 64
@@ -177,11 +179,14 @@ class PretrainConfig(FrozenConfig):
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     image_size: PositiveInt | None = None
-    """masked_autoencoder: images are stretched to this square side in pixels; null: `shape.image_size`."""
+    """masked_autoencoder: images are stretched to this square side in pixels; null: `shape.image_size`.
+    dinov2: side of the global crops (the position table is made for it); null: `shape.image_size`, else 96."""
     smallest_window: PositiveInt | None = None
     """masked_autoencoder: smallest side in pixels of the random window cut from the batch; null: no cutting."""
     flip: bool = True
     """masked_autoencoder: mirror half of the images."""
+    dinov2: DinoV2Config = DinoV2Config()
+    """dinov2: crops, heads, centring and weights of the loss."""
     training: TrainingConfig = TrainingConfig(optimizer=OptimizerConfig(name="muon"))
     """The machine, the optimiser and the seed."""
 

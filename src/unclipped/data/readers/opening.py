@@ -11,6 +11,7 @@ from unclipped.data.readers import qa
 from unclipped.data.readers.cambrian import parse_cambrian
 from unclipped.data.readers.common import Parse, RowSource
 from unclipped.data.readers.llava import parse_llava
+from unclipped.data.readers.pairs import is_pair, parse_pair
 from unclipped.data.readers.sharegpt import parse_sharegpt
 from unclipped.data.rows import JsonlRows, open_rows
 from unclipped.data.sources import Source
@@ -20,6 +21,7 @@ PARSERS: dict[str, Parse] = {
     "sharegpt": parse_sharegpt,
     "cambrian": parse_cambrian,
     "qa": qa.parse_qa,
+    "pairs": parse_pair,
 }
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
 
@@ -101,6 +103,8 @@ def kind_of_row(row: dict[str, Any], file: str) -> str:
         return "cambrian" if "system_prompt" in row else "llava"
     if "question" in row:
         return "qa"
+    if is_pair(row):
+        return "pairs"
     if isinstance(row.get("text"), str):
         return "text"
     raise DataError(

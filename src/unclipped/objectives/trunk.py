@@ -1,0 +1,179 @@
+"""The encoder that an objective trains: planes in, one pooled feature and the patches' features out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from unclipped.core.errors import UsageError, nearest
+from unclipped.core.files import whole_folder, write_json
+from unclipped.encoders.base import VisionEncoder
+from unclipped.encoders.build import build_encoder
+from unclipped.encoders.checkpoint import quiet
+from unclipped.encoders.hf import ViTMAEEncoder
+from unclipped.encoders.llm_encoder import register_llm_encoder
+from unclipped.images.config import ImageRule
+from unclipped.images.patches import patchify
+
+FAMILIES = ("dinov2", "dinov2_with_registers", "unclipped_llm_encoder", "vit")
+TOKEN_STD = 0.02
+_SMALL: dict[str, Any] = {
+    "image_size": 96,
+    "patch_size": 12,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+_SMALL_DECODER: dict[str, Any] = {
+    "model_type": "qwen3",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
+
+
+@dataclass
+class TrunkOutput:
+    """Features of a batch of images, after the family's final norm."""
+
+    pooled: Tensor
+    """(B, D): the class token where the family has one, else the mean of the patches."""
+    patches: Tensor
+    """(B, n, D), prefix tokens removed, row-major."""
+
+
+class Trunk(nn.Module):
+    """A trainable encoder as objectives see it: planes in, one pooled and n patch features out.
+
+    With `maskable`, patches can be replaced by a learned token right after the patch embedding, before positions. The
+    token belongs to the trunk and is not saved with the encoder: only pretraining uses it.
+    """
+
+    mask_token: nn.Parameter | None
+
+    def __init__(self, encoder: VisionEncoder, *, maskable: bool = False) -> None:
+        """Raises UsageError for an encoder of chosen layers, or of a family whose patches cannot be masked."""
+        super().__init__()
+        if encoder.feature_layers is not None:
+            raise UsageError("a trunk gives the last layer's features; build the encoder without feature_layers")
+        model: Any = encoder.model
+        self.encoder = encoder
+        self.width, self.patch_size, self.channels = (
+            encoder.spec.hidden_size,
+            encoder.spec.patch_size,
+            encoder.spec.channels,
+        )
+        self.mask_token = None
+        if maskable:
+            if isinstance(encoder, ViTMAEEncoder) or not (hasattr(model, "stem") or hasattr(model, "embeddings")):
+                raise UsageError(f"{encoder.family}: its patches cannot be masked; train one of {', '.join(FAMILIES)}")
+            self.mask_token = nn.Parameter(torch.randn(self.width) * TOKEN_STD)
+
+    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> TrunkOutput:
+        """Encode images; positions are interpolated as the family does it.
+
+        pixels: (B, C, H, W), normalised, H and W multiples of the patch. mask: (B, n) bool, these patches enter as the
+        mask token. Raises UsageError for a side that patches do not fill, a mask on a trunk that has no mask token, or
+        a mask of another shape.
+        """
+        height, width = pixels.shape[-2:]
+        (ph, pw), batch = self.patch_size, pixels.shape[0]
+        if pixels.ndim != 4 or pixels.shape[1] != self.channels or height % ph or width % pw:
+            raise UsageError(
+                f"trunk: expected pixels (B, {self.channels}, H, W) with sides that are multiples of {ph}×{pw} px, "
+                f"found {tuple(pixels.shape)}; crop to multiples of the patch"
+            )
+        grid = (height // ph, width // pw)
+        patches = patchify(pixels, self.patch_size)  # (B, n, C·ph·pw)
+        if mask is None:
+            output = self.encoder.run(patches, [grid] * batch, False)
+        else:
+            if self.mask_token is None:
+                raise UsageError("trunk: a mask was given, but this trunk has no mask token; build it with maskable")
+            if mask.shape != patches.shape[:2]:
+                raise UsageError(f"trunk: expected a mask {tuple(patches.shape[:2])}, found {tuple(mask.shape)}")
+            token = self.mask_token
+
+            def hide(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+                return torch.where(mask[..., None], token.to(embedded.dtype), embedded)  # (B, n, D)
+
+            handle = self._embedding().register_forward_hook(hide)
+            try:
+                output = self.encoder.run(patches, [grid] * batch, False)
+            finally:
+                handle.remove()
+        states, prefix = output.last_hidden_state, self.encoder.spec.num_prefix_tokens  # (B, prefix + n, D)
+        features = states[:, prefix:]
+        return TrunkOutput(pooled=states[:, 0] if prefix else features.mean(dim=1), patches=features)
+
+    def _embedding(self) -> nn.Module:
+        """The module whose output (B, n, D) is the patches before positions and class token."""
+        model: Any = self.encoder.model
+        return model.stem if hasattr(model, "stem") else model.embeddings.patch_embeddings
+
+
+def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool = False) -> Trunk:
+    """A trunk with fresh weights. `shape`: `model_type` and fields of its configuration; the default is small.
+
+    image_size: side of the position table in pixels, where the family has one; it replaces `shape.image_size`.
+    Raises UsageError for another model type, an unknown field, or an image side that patches do not fill.
+    """
+    fields = dict(shape)
+    model_type = fields.pop("model_type", "vit")
+    if model_type not in FAMILIES:
+        raise UsageError(f"shape.model_type: no encoder '{model_type}' to train; {nearest(str(model_type), FAMILIES)}")
+    register_llm_encoder()
+    is_decoder = model_type == "unclipped_llm_encoder"
+    known = AutoConfig.for_model(model_type).to_dict()
+    for name in fields:
+        if name not in known:
+            raise UsageError(f"shape.{name}: {model_type} has no such field; {nearest(name, known)}")
+    if is_decoder:
+        merged: dict[str, Any] = {"patch_size": 12, "text_config": _SMALL_DECODER} | fields
+    else:
+        widths = {"mlp_ratio": 3} if model_type.startswith("dinov2") else {"intermediate_size": 384}
+        merged = _SMALL | widths | fields | ({"image_size": image_size} if image_size is not None else {})
+        for name in ("image_size", "patch_size"):
+            if not isinstance(merged[name], int):
+                raise UsageError(f"shape.{name}: expected one number of pixels (square), found {merged[name]!r}")
+        if merged["image_size"] % merged["patch_size"]:
+            raise UsageError(
+                f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
+            )
+    encoder = build_encoder(AutoConfig.for_model(model_type, **merged))
+    embeddings: Any = getattr(encoder.model, "embeddings", None)
+    if embeddings is not None:
+        for name in ("position_embeddings", "cls_token", "register_tokens"):
+            if (table := getattr(embeddings, name, None)) is not None:
+                nn.init.trunc_normal_(table, std=TOKEN_STD, a=-2 * TOKEN_STD, b=2 * TOKEN_STD)
+    return Trunk(encoder, maskable=maskable)
+
+
+def save_trunk(trunk: Trunk, folder: Path, rule: ImageRule) -> None:
+    """Write the encoder as a transformers folder with its image processor, without the mask token.
+
+    `rule`: side in pixels (`size`), mean and standard deviation that it was trained with.
+    """
+    assert rule.size is not None
+    with whole_folder(folder) as temporary, quiet():
+        trunk.encoder.model.save_pretrained(temporary)
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": rule.size[0], "width": rule.size[1]},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(rule.mean),
+            "image_std": list(rule.std),
+        }
+        write_json(temporary / "preprocessor_config.json", processor)

@@ -1,0 +1,137 @@
+"""A vision encoder from images alone, by DINOv2: its examples (crops and masks) and its job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unclipped.core.errors import DataError, UsageError
+from unclipped.data.mixture import Mixture
+from unclipped.data.multi_crop import MultiCrop
+from unclipped.data.sample import ImagePart
+from unclipped.data.statistics import statistics_of_images
+from unclipped.images.config import ImageRule
+from unclipped.images.decode import load_image
+from unclipped.objectives.block_masks import block_mask
+from unclipped.objectives.dinov2 import DinoV2Objective
+from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
+from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.device import world
+from unclipped.training.stages import Job
+
+_MEASURED_IMAGES = 512
+_DEFAULT_SIDE = 96
+
+
+class CropExamples:
+    """Example i is an image of draw i; its crops, colours and masks are functions of the seed and i."""
+
+    def __init__(self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, trunk: Trunk) -> None:
+        """`rule`: side of the global crops, mean and standard deviation."""
+        assert rule.size is not None
+        self.mixture, self.rule, self.options, self.seed = mixture, rule, config.dinov2, config.training.seed
+        options, side = config.dinov2, rule.size[0]
+        self.grid = (side // trunk.patch_size[0], side // trunk.patch_size[1])
+        local = options.local_size // trunk.patch_size[0], options.local_size // trunk.patch_size[1]
+        self.num_patches = 2 * self.grid[0] * self.grid[1] + options.local_crops * local[0] * local[1]
+        self.crop = MultiCrop(side, options.local_size, options.local_crops, options.global_scale, options.local_scale)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """`global_crops` (2·B, C, S, S), `local_crops` (L·B, C, s, s), `mask` (2·B, patches), `sample_ids`."""
+        loaded = [self.mixture.first_good(index, lambda item, i=index: self._views(item, i)) for index in indices]
+        views = [crops for _, crops in loaded]
+        channels, small = self.rule.channels, self.options.local_size
+        global_crops = [view[number] for number in range(2) for view in views]
+        local_crops = [view[2 + number] for number in range(self.options.local_crops) for view in views]
+        none = np.zeros((0, small, small, channels), dtype=np.uint8)
+        masks = [self._mask(index, number) for number in range(2) for index in indices]
+        return {
+            "global_crops": self._normalised(np.stack(global_crops)),
+            "local_crops": self._normalised(np.stack(local_crops) if local_crops else none),
+            "mask": torch.from_numpy(np.stack(masks)),
+            "sample_ids": [name for name, _ in loaded],
+        }
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """All images give equally many patches."""
+        return [self.num_patches] * len(indices)
+
+    def _views(self, item: Any, index: int) -> tuple[str, list[np.ndarray]]:
+        """(sample id, crops) of one of the sample's images."""
+        parts: tuple[ImagePart, ...] = tuple(item.images)
+        if not parts:
+            raise DataError(f"sample {item.id}: has no image, which dinov2 needs")
+        generator = np.random.default_rng([self.seed, index, 31])
+        part, rule = parts[int(generator.integers(len(parts)))], self.rule
+        image = load_image(
+            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
+        )
+        pixels = np.asarray(image.convert("L" if rule.channels == 1 else "RGB"))
+        return item.id, self.crop(pixels.reshape(*pixels.shape[:2], rule.channels), generator)
+
+    def _mask(self, index: int, number: int) -> np.ndarray:
+        """(patches,) bool of global crop `number`."""
+        generator, patches = np.random.default_rng([self.seed, index, 32, number]), self.grid[0] * self.grid[1]
+        is_masked = self.options.ibot_weight > 0 and generator.random() < self.options.masked_share
+        count = round(generator.uniform(*self.options.mask_ratio) * patches) if is_masked else 0
+        return block_mask(self.grid, count, generator).reshape(-1)
+
+    def _normalised(self, crops: np.ndarray) -> Tensor:
+        """(N, side, side, C) uint8 → (N, C, side, side) on the encoder's scale."""
+        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+        mean, std = torch.tensor(self.rule.mean).view(-1, 1, 1), torch.tensor(self.rule.std).view(-1, 1, 1)
+        return (pixels - mean) / std
+
+
+def dinov2_job(config: PretrainConfig) -> Job:
+    """Measure the pixels, build the encoder and describe the training; the teacher's encoder is what is saved.
+
+    Raises UsageError for a batch in which KoLeo finds no neighbour, for fsdp2, and for shapes that do not fit.
+    """
+    processes = world()[1]
+    if config.training.parallel == "fsdp2" and processes > 1:
+        raise UsageError("training.parallel: dinov2 keeps a whole teacher on each process; use ddp")
+    each = config.batch_size // (config.gradient_accumulation * processes)
+    if config.dinov2.koleo_weight and each < 2:
+        raise UsageError(
+            f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
+            "batch_size, lower gradient_accumulation, or set dinov2.koleo_weight to 0"
+        )
+    torch.manual_seed(config.training.seed)
+    side = config.image_size or config.shape.get("image_size", _DEFAULT_SIDE)
+    has_table = config.shape.get("model_type") != "unclipped_llm_encoder"
+    trunk = build_trunk(config.shape, image_size=side if has_table else None, maskable=True)
+    _check_sides(trunk, side, config.dinov2.local_size)
+    mixture = Mixture(config.data, config.training.seed)
+    channels: Any = trunk.channels
+    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
+    images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)
+    mean, std = statistics_of_images(images, rule)
+    rule = rule.model_copy(update={"mean": mean, "std": std})
+    examples = CropExamples(mixture, rule, config, trunk)
+    made: list[DinoV2Objective] = []
+
+    def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DinoV2Objective:
+        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.steps))
+        return made[-1]
+
+    def save(folder: Path) -> None:
+        teacher: Any = made[-1].teacher
+        save_trunk(teacher.trunk, folder, rule)
+
+    return Job(model=trunk, make_objective=make_objective, make_examples=lambda stage: examples, save=save)
+
+
+def _check_sides(trunk: Trunk, side: int, local_size: int) -> None:
+    """Raise UsageError for crops that whole patches do not fill."""
+    for name, value, kind in (("image_size", side, "global"), ("dinov2.local_size", local_size, "local")):
+        if any(value % patch for patch in trunk.patch_size):
+            raise UsageError(
+                f"{name}: {kind} crops of {value} px are no multiple of the patch of "
+                f"{trunk.patch_size[0]}×{trunk.patch_size[1]} px"
+            )
