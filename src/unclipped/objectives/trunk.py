@@ -17,6 +17,7 @@ from unclipped.encoders.build import build_encoder
 from unclipped.encoders.checkpoint import quiet
 from unclipped.encoders.hf import ViTMAEEncoder
 from unclipped.encoders.llm_encoder import register_llm_encoder
+from unclipped.encoders.vit_shapes import named_shape
 from unclipped.images.config import ImageRule
 from unclipped.images.patches import patchify
 
@@ -123,10 +124,20 @@ class Trunk(nn.Module):
 def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool = False) -> Trunk:
     """A trunk with fresh weights. `shape`: `model_type` and fields of its configuration; the default is small.
 
+    Or `name` (see `encoders/vit_shapes.py`) and fields that differ from that shape.
+
     image_size: side of the position table in pixels, where the family has one; it replaces `shape.image_size`.
     Raises UsageError for another model type, an unknown field, or an image side that patches do not fill.
     """
     fields = dict(shape)
+    if (name := fields.pop("name", None)) is not None:
+        named = named_shape(name)
+        if fields.get("model_type", named["model_type"]) != named["model_type"]:
+            raise UsageError(
+                f"shape.model_type: the shape '{name}' is a {named['model_type']}, found {fields['model_type']}; "
+                "leave one of the two out"
+            )
+        fields = named | fields
     model_type = fields.pop("model_type", "vit")
     if model_type not in FAMILIES:
         raise UsageError(f"shape.model_type: no encoder '{model_type}' to train; {nearest(str(model_type), FAMILIES)}")

@@ -146,7 +146,8 @@ class PretrainConfig(FrozenConfig):
     """What is learned."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
-    (masked_autoencoder), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder` (dinov2)."""
+    (masked_autoencoder), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
+    (dinov2). dinov2 also takes named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b, webmae-0.3b … -3b."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model: the tokenizer."""
     data: DataConfig
