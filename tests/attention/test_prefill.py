@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from support.tiny_models import tiny_lm
+from unclipped.attention.detect import layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.prefill import sparse_prefill
+from unclipped.attention.state import _STATES
 from unclipped.core.errors import UsageError
 
 BLOCKS: dict[str, int] = {"key_block": 8, "query_block": 16}
@@ -208,6 +211,32 @@ def test_a_continued_cache_is_dense_and_says_why() -> None:
         first = model(input_ids=ids[:, :60], use_cache=True)
         model(input_ids=ids[:, 60:], past_key_values=first.past_key_values)
         assert "continues a cache" in str(sparse.report()[0].reason)
+
+
+def test_chunked_prefill_of_an_image_generates_the_same_tokens() -> None:
+    """A chunk may end inside an image: it runs dense and says why, and so do the chunks behind it."""
+    model, inputs = vision_model("llava")
+    arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
+    embeddings = model.generate(**arguments)
+    with sparse_prefill(model, "full", key_block=8, query_block=16), torch.no_grad():
+        state = model(input_ids=inputs["input_ids"][:, :50], pixel_values=None, use_cache=True)
+        assert state.past_key_values.get_seq_length() == 50
+        assert torch.equal(model.generate(**arguments), embeddings)
+    grids = {"image_grid_thw": torch.tensor([[1, 4, 4]]), **inputs}
+    assert "needs 16 tokens" not in str(layouts_of_call(model, inputs["input_ids"][:, :40], None, grids))
+    cut = layouts_of_call(model, inputs["input_ids"][:, :30], None, grids)
+    assert isinstance(cut, str)
+    assert "needs 16 tokens, but 10 visual tokens stand from position 20" in cut
+
+
+def test_a_dropped_model_leaves_nothing_behind() -> None:
+    before = len(_STATES)
+    model = text_model("qwen3")
+    sparse_prefill(model, "full")
+    assert len(_STATES) == before + 1
+    del model
+    gc.collect()
+    assert len(_STATES) == before
 
 
 def test_leaving_puts_the_model_back() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unclipped.attention.layout import Layout
+from unclipped.core.errors import UsageError
 
 Grid = tuple[int, int, int]
 
@@ -45,7 +46,10 @@ def layouts_of_call(
                 own.append(grids[used])
                 total -= math.prod(grids[used])
                 used += 1
-        rows.append(Layout.from_token_types(types, own))
+        try:
+            rows.append(Layout.from_token_types(types, own))
+        except UsageError as error:  # a prompt cut inside an image (chunked prefill), or tokens of another merge
+            return f"row {row}, {error}"
     return tuple(rows)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from unclipped.core.errors import UsageError
 Fallback = Literal["auto", "never"]
 logger = logging.getLogger("unclipped.attention")
 
-_STATES: dict[int, SparseState] = {}
+# By the identity of a configuration. A state lives in its model's hold, so it goes with the model, and another
+# configuration that later gets the same identity finds nothing.
+_STATES: WeakValueDictionary[int, SparseState] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
