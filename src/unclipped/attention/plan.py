@@ -16,7 +16,7 @@ from unclipped.attention.scoring import BlockScores
 from unclipped.core.errors import UsageError
 
 SHORTEST = 4096
-"""Tokens below which `fallback="auto"` runs dense: measured on CPUs, benchmarks/RESULTS.md."""
+"""Tokens below which `fallback="auto"` runs dense; at this length sparse pays on a CPU (benchmarks/RESULTS.md)."""
 DENSEST = 0.5
 """Density above which `fallback="auto"` runs dense."""
 
