@@ -37,6 +37,12 @@ def test_caption_rows_are_told_by_content(tmp_path: Path, field: str) -> None:
     assert (sample.id, sample.category, sample.answers, sample.question) == ("a", "boats", ("a red boat",), "")
 
 
+def test_the_format_can_be_named(tmp_path: Path) -> None:
+    opened(tmp_path, [{"image": "one.png", "caption": "a", "question": "what?", "answer": "b"}])
+    source = open_source(SourceConfig(source=str(tmp_path / "rows.jsonl"), format="pairs"))
+    assert pair_of(source[0])[1] == "a"
+
+
 def test_an_instruction_beside_the_image_is_not_part_of_the_pair() -> None:
     sample = Sample.qa("a", [IMAGE], "Describe the image.", " a red boat ")
     assert pair_of(sample) == (IMAGE, "a red boat")

@@ -80,6 +80,7 @@ def test_pretraining_writes_an_encoder_that_loads(shape: dict[str, Any], tmp_pat
     result = pretrain(dino(shape=shape, gradient_accumulation=2), tmp_path / "run")
     assert result.record["finished"]
     encoder, _ = load_encoder(str(result.model_folder))
+    assert encoder.spec.objective == "self_supervised"
     assert torch.isfinite(encoder(torch.randn(16, 192), torch.tensor([[1, 4, 4]]))).all()
 
 

@@ -116,7 +116,7 @@ class SourceConfig(FrozenConfig):
     source: Annotated[str, Field(min_length=1)]
     """`generated:NAME`, or a file or folder; with format `text` also a pattern such as `texts/*.gz`. `$NAME` is
     an environment variable. In a folder, `<split>.jsonl` (or .json, .parquet) is taken."""
-    format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "parquet", "text"] = "auto"
+    format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "pairs", "parquet", "text"] = "auto"
     """File format; `auto` looks at the content."""
     split: str = "train"
     """Split of a folder or of a generated task."""

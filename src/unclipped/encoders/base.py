@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.registry import Registry
 from unclipped.encoders.grouping import Grid, encode_in_groups, frames_of
-from unclipped.encoders.spec import EncoderSpec, Objective
+from unclipped.encoders.spec import EncoderSpec, Objective, objective_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -60,7 +60,7 @@ class VisionEncoder(nn.Module):
             image_size=self.native_image_size(config),
             mean=fit_channels(mean or self.default_mean, channels),
             std=fit_channels(std or self.default_std, channels),
-            objective=self.objective,
+            objective=objective_of(config, self.objective),
             licence=licence,
             channels=channels,
         )

@@ -20,7 +20,7 @@ from unclipped.encoders.checkpoint import (
     stated_licence,
     stored_values,
 )
-from unclipped.encoders.spec import BASELINE_OBJECTIVES
+from unclipped.encoders.spec import BASELINE_OBJECTIVES, objective_of
 from unclipped.encoders.transfer import TransferReport, count, from_language_model
 
 LLM_PREFIX = "llm:"
@@ -29,17 +29,18 @@ LLM_OPTIONS = ("patch_size", "num_channels", "rope_form", "rope_theta", "stem", 
 MAY_LACK = (r"(^|\.)mask_token$",)
 
 
-def encoder_class(model_type: str, *, baseline: bool = False) -> type[VisionEncoder]:
-    """The adapter of a vision `model_type`.
+def encoder_class(model_type: str, *, baseline: bool = False, config: Any = None) -> type[VisionEncoder]:
+    """The adapter of a vision `model_type`. `config`: a configuration of it, which may declare its own objective.
 
-    Raises UsageError for an unknown family, and for a family trained contrastively unless `baseline` is true.
+    Raises UsageError for an unknown family, and for one trained contrastively unless `baseline` is true.
     """
     if model_type not in ENCODERS:
         raise UsageError(f"unknown vision encoder '{model_type}'; {nearest(model_type, ENCODERS.names())}")
     adapter = ENCODERS.get(model_type)
-    if adapter.objective in BASELINE_OBJECTIVES and not baseline:
+    objective = objective_of(config, adapter.objective)
+    if objective in BASELINE_OBJECTIVES and not baseline:
         raise UsageError(
-            f"vision encoder '{model_type}' was trained by comparing images with text ({adapter.objective}); it loads "
+            f"vision encoder '{model_type}' was trained by comparing images with text ({objective}); it loads "
             "as a declared baseline only: add `baseline: true` to the recipe's model section, or --baseline"
         )
     return adapter
@@ -59,7 +60,7 @@ def build_encoder(
     mean and std default to those of the family. Raises UsageError for unknown families, undeclared baselines and
     layers out of range.
     """
-    adapter = encoder_class(vision_config.model_type, baseline=baseline)
+    adapter = encoder_class(vision_config.model_type, baseline=baseline, config=vision_config)
     adapter.adapt_config(vision_config)
     model = adapter.prepare(adapter.build_model(vision_config))
     return adapter(model, feature_layers=feature_layers, mean=mean, std=std)
@@ -112,7 +113,7 @@ def load_encoder(
     llm_encoder.register_llm_encoder()
     folder = checkpoint_folder(source)
     config = vision_part(read_config(folder), folder)
-    adapter = encoder_class(config.model_type, baseline=baseline)
+    adapter = encoder_class(config.model_type, baseline=baseline, config=config)
     adapter.adapt_config(config)
     model, dropped, new = load_model(
         folder,

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from unclipped.core.errors import CheckpointError, nearest
 
 Objective = Literal["self_supervised", "llm_init", "captioning", "sigmoid", "contrastive", "supervised", "none"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 # Objectives that align images with text by comparing them: usable as a measured baseline only.
 BASELINE_OBJECTIVES = ("sigmoid", "contrastive")
+DECLARED = "unclipped_objective"
+"""Field of a saved vision configuration that says how these weights were trained, whatever their family stands for."""
+
+
+def declare_objective(config: Any, objective: Objective) -> None:
+    """Write into a vision configuration how its weights were trained."""
+    setattr(config, DECLARED, objective)
+
+
+def objective_of(config: Any, family_objective: Objective) -> Objective:
+    """How weights of a configuration were trained: as it declares, else as the family's weights are.
+
+    A family of baselines stays one. Raises CheckpointError for a declaration that is none of `OBJECTIVES`.
+    """
+    declared = getattr(config, DECLARED, None)
+    if declared is None or family_objective in BASELINE_OBJECTIVES:
+        return family_objective
+    if declared not in OBJECTIVES:
+        raise CheckpointError(f"config.json: {DECLARED} '{declared}' is unknown; {nearest(str(declared), OBJECTIVES)}")
+    return declared
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class EncoderSpec:
     std: tuple[float, ...]
     """Pixel statistics per channel, applied to values in 0…1."""
     objective: Objective
-    """How weights of this family were trained, as declared by the family's adapter."""
+    """How the weights were trained, as declared by the configuration or else by the family's adapter."""
     licence: str | None = None
     """Licence of the weights, when the checkpoint states one."""
     channels: int = 3

@@ -10,6 +10,7 @@ from unclipped.attention.config import SparseTrainingConfig
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.objectives.dinov2_config import DinoV2Config
+from unclipped.objectives.pairs_config import PairsConfig
 
 Part = Literal["vision", "connector", "text"]
 Auxiliary = Literal["ctc"]
@@ -142,16 +143,17 @@ class TokenizerConfig(FrozenConfig):
 class PretrainConfig(FrozenConfig):
     """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
 
-    objective: Literal["language_model", "masked_autoencoder", "dinov2"]
+    objective: Literal["language_model", "masked_autoencoder", "dinov2", "contrastive", "sigmoid", "coca"]
     """What is learned."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
     (masked_autoencoder), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
-    (dinov2). dinov2 also takes named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b, webmae-0.3b … -3b."""
+    (the others). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b, webmae-0.3b … -3b."""
     tokenizer: TokenizerConfig = TokenizerConfig()
-    """language_model: the tokenizer."""
+    """language_model, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
-    """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2)."""
+    """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2), samples of one image
+    and one answer, the caption (contrastive, sigmoid, coca)."""
     held_out: tuple[SourceConfig, ...] = ()
     """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
     held_out_blocks: PositiveInt = 64
@@ -181,13 +183,15 @@ class PretrainConfig(FrozenConfig):
     """Largest norm of the gradient; null: no clipping."""
     image_size: PositiveInt | None = None
     """masked_autoencoder: images are stretched to this square side in pixels; null: `shape.image_size`.
-    dinov2: side of the global crops (the position table is made for it); null: `shape.image_size`, else 96."""
+    Else: side of the (global) images (the position table is made for it); null: `shape.image_size`, else 96."""
     smallest_window: PositiveInt | None = None
     """masked_autoencoder: smallest side in pixels of the random window cut from the batch; null: no cutting."""
     flip: bool = True
     """masked_autoencoder: mirror half of the images."""
     dinov2: DinoV2Config = DinoV2Config()
     """dinov2: crops, heads, centring and weights of the loss."""
+    pairs: PairsConfig = PairsConfig()
+    """contrastive, sigmoid, coca (baselines): the text side, and the weights of coca's loss."""
     training: TrainingConfig = TrainingConfig(optimizer=OptimizerConfig(name="muon"))
     """The machine, the optimiser and the seed."""
 

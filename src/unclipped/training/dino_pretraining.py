@@ -15,6 +15,7 @@ from unclipped.data.mixture import Mixture
 from unclipped.data.multi_crop import MultiCrop
 from unclipped.data.sample import ImagePart
 from unclipped.data.statistics import statistics_of_images
+from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
@@ -107,6 +108,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
     has_table = config.shape.get("model_type") != "unclipped_llm_encoder"
     trunk = build_trunk(config.shape, image_size=side if has_table else None, maskable=True)
     _check_sides(trunk, side, config.dinov2.local_size)
+    declare_objective(trunk.encoder.model.config, "self_supervised")  # whatever the family usually stands for
     mixture = Mixture(config.data, config.training.seed)
     channels: Any = trunk.channels
     rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)

@@ -1,0 +1,143 @@
+"""The text side of an encoder trained on pairs, saved beside it: captions and images in one space."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from unclipped.core.errors import CheckpointError
+from unclipped.core.files import whole_folder, write_json
+from unclipped.encoders.build import load_encoder
+from unclipped.encoders.checkpoint import first_line, quiet, raise_misfits
+from unclipped.images.config import ImageRule
+from unclipped.objectives.caption_tokens import CaptionTokens
+from unclipped.objectives.coca import CoCaObjective
+from unclipped.objectives.contrastive import ContrastiveObjective
+from unclipped.objectives.pairs import PairModel, PairObjective
+from unclipped.objectives.pairs_config import PairsConfig
+from unclipped.objectives.sigmoid import SigmoidObjective
+from unclipped.objectives.trunk import Trunk
+
+TEXT_SIDE, _CONFIG, _WEIGHTS = "text_side", "text_side.json", "text_side.safetensors"
+_TRUNK = "trunk."
+
+PAIR_OBJECTIVES: dict[str, type[PairObjective]] = cast(  # to a type checker a registered class is any objective
+    "dict[str, type[PairObjective]]",
+    {"contrastive": ContrastiveObjective, "sigmoid": SigmoidObjective, "coca": CoCaObjective},
+)
+"""The objectives that compare images with captions, by the name they are registered under."""
+
+
+class TextSide:
+    """Captions and images as unit vectors of one space, for retrieval and for naming what an image shows.
+
+    The cosine of an image and a text is a product of two rows; `logit_scale` times it, plus `logit_bias` where there is
+    one, is what the softmax over texts (contrastive, coca) or the sigmoid of one pair (sigmoid) takes.
+    """
+
+    def __init__(self, model: PairModel, captions: CaptionTokens, rule: ImageRule, objective: str) -> None:
+        self.model, self.captions, self.rule, self.objective = model.eval(), captions, rule, objective
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines."""
+        return float(self.model.log_scale.detach().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """Added to scaled cosines; None where the objective has none."""
+        return None if self.model.bias is None else float(self.model.bias.detach())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; results stay there."""
+        return self.model.log_scale.device
+
+    def to(self, device: torch.device | str) -> TextSide:
+        """Move the weights."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str], *, batch_size: int = 256) -> Tensor:
+        """(n, embedding size), unit length. Raises DataError for an empty text, or one that is too long and not cut."""
+        rows = [self.captions.row(text, f"text {number}") for number, text in enumerate(texts)]
+        batches = [self.captions.batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        features = [self.model.embed_text(ids.to(self.device), mask.to(self.device)) for ids, mask in batches]
+        return torch.cat(features) if features else self._none()
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(n, C, H, W), prepared by `rule` → (n, embedding size), unit length."""
+        return self.model.embed_images(pixels.to(self.device)) if len(pixels) else self._none()
+
+    def _none(self) -> Tensor:
+        projection: Any = self.model.get_submodule("text_projection")
+        return torch.zeros(0, projection.out_features, device=self.device)
+
+
+def save_text_side(
+    folder: Path, model: nn.Module, tokenizer: Any, rule: ImageRule, *, objective: str, pairs: PairsConfig
+) -> None:
+    """Write `folder/text_side`: everything of `model` but its trunk, which `folder` itself holds, and the tokenizer."""
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith(_TRUNK)
+    }
+    with whole_folder(folder / TEXT_SIDE) as temporary, quiet():
+        save_file(tensors, temporary / _WEIGHTS)
+        tokenizer.save_pretrained(temporary)
+        fields = {"objective": objective, "pairs": pairs.model_dump(mode="json"), "rule": rule.model_dump(mode="json")}
+        write_json(temporary / _CONFIG, fields)
+
+
+def load_text_side(folder: str | Path) -> TextSide:
+    """The text side of an encoder folder that pretraining on pairs wrote, with its encoder.
+
+    Raises CheckpointError when the folder has none, or when its files do not fit each other.
+    """
+    folder = Path(folder)
+    side = folder / TEXT_SIDE
+    path = side / _CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no {TEXT_SIDE}/{_CONFIG} in this folder; expected what `unclipped pretrain` writes with "
+            f"objective {', '.join(PAIR_OBJECTIVES)}"
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        kind = PAIR_OBJECTIVES[fields["objective"]]
+        pairs, rule = PairsConfig(**fields["pairs"]), ImageRule(**fields["rule"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not the description of a text side ({reason}); save it again") from None
+    try:
+        tensors = load_file(side / _WEIGHTS)
+        tokenizer = AutoTokenizer.from_pretrained(side)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
+    encoder, _ = load_encoder(str(folder), baseline=True)
+    model: PairModel = kind.build(Trunk(encoder), tokenizer, pairs).model
+    own = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_TRUNK)}
+    raise_misfits(
+        str(side / _WEIGHTS),
+        sorted(own.keys() - tensors.keys()),
+        sorted(tensors.keys() - own.keys()),
+        [
+            f"{name} (found {tuple(value.shape)}, expected {tuple(own[name])})"
+            for name, value in tensors.items()
+            if name in own and value.shape != own[name]
+        ],
+    )
+    model.load_state_dict(tensors, strict=False)
+    captions = CaptionTokens(tokenizer, pairs.context_length, pairs.long_captions)
+    return TextSide(model, captions, rule, fields["objective"])

@@ -1,0 +1,165 @@
+"""A vision encoder from images with captions: the examples, and the job that comparing and captioning share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from unclipped.core.errors import UsageError
+from unclipped.data.config import DataConfig
+from unclipped.data.mixture import Mixture
+from unclipped.data.pairs import pair_of
+from unclipped.data.sample import ImagePart
+from unclipped.data.statistics import statistics_of_images
+from unclipped.encoders.spec import declare_objective
+from unclipped.images.config import ImageRule
+from unclipped.images.decode import load_image
+from unclipped.images.rules import apply_rule
+from unclipped.objectives.base import Objective
+from unclipped.objectives.caption_tokens import CaptionTokens
+from unclipped.objectives.text_side import PAIR_OBJECTIVES, save_text_side
+from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
+from unclipped.training.config import PretrainConfig
+from unclipped.training.device import world
+from unclipped.training.stages import Job
+from unclipped.training.tokenizer import train_tokenizer
+
+_MEASURED_IMAGES = 512
+_DEFAULT_SIDE = 96
+
+MakeModel = Callable[[PretrainConfig, Trunk, Any], tuple[nn.Module, Objective]]
+"""(configuration, trunk with fresh weights, tokenizer) → the model, trunk included, and the objective over it."""
+SaveText = Callable[[Path, nn.Module, Any, ImageRule], None]
+"""(folder of the encoder, trained model, tokenizer, rule of the images): write what stands beside the encoder."""
+
+
+class PairExamples:
+    """Example i is the pair of draw i: its image stretched to a square, its caption in tokens.
+
+    Images change from epoch to epoch by what `data.augment` says.
+    """
+
+    def __init__(self, mixture: Mixture, rule: ImageRule, captions: CaptionTokens) -> None:
+        """`rule`: side, mean and standard deviation of the images."""
+        assert rule.size is not None
+        self.mixture, self.rule, self.captions = mixture, rule, captions
+        self.num_patches = (rule.size[0] // rule.patch_size[0]) * (rule.size[1] // rule.patch_size[1])
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """`pixel_values` (B, C, S, S), normalised; `input_ids` and `attention_mask` int64 (B, T); `sample_ids`."""
+        pairs = [self.mixture.first_good(index, self._pair) for index in indices]
+        pixels = torch.from_numpy(np.stack([pixels for _, pixels, _ in pairs])).permute(0, 3, 1, 2)  # (B, C, S, S)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.rule.mean, self.rule.std))
+        ids, mask = self.captions.batch([row for _, _, row in pairs])
+        return {
+            "pixel_values": (pixels.float() / 255 - mean) / std,
+            "input_ids": ids,
+            "attention_mask": mask,
+            "sample_ids": [name for name, _, _ in pairs],
+        }
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Patches and estimated tokens of text."""
+        return [self.mixture.lengths(index, lambda height, width: self.num_patches) for index in indices]
+
+    def _pair(self, item: Any) -> tuple[str, np.ndarray, list[int]]:
+        """(sample id, uint8 (S, S, C), token ids)."""
+        part, caption = pair_of(item)
+        row, rule = self.captions.row(caption, f"sample {item.id}"), self.rule
+        image = load_image(
+            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
+        )
+        pixels = np.asarray(apply_rule(image.convert("L" if rule.channels == 1 else "RGB"), rule))
+        return item.id, pixels.reshape(*pixels.shape[:2], rule.channels), row
+
+
+def pair_job(
+    config: PretrainConfig,
+    make_model_and_objective: MakeModel,
+    *,
+    declared: Literal["contrastive", "sigmoid", "captioning"],
+    save_text: SaveText | None = None,
+) -> Job:
+    """Train the tokenizer on the captions, measure the pixels, build the trunk and describe the training.
+
+    `declared`: what the saved encoder says of its training; `contrastive` and `sigmoid` make it a baseline. The model
+    folder is the trunk and what `save_text` adds. `config.pairs` says how long a caption may be. Raises UsageError for
+    shapes that do not fit and data that are not read pair by pair, DataError for samples that are no pairs.
+    """
+    data = config.data
+    if data.share_image or data.blind is not None:
+        name = "share_image" if data.share_image else "blind"
+        raise UsageError(f"data.{name}: {config.objective} learns from single images with their captions; leave it out")
+    torch.manual_seed(config.training.seed)
+    side = config.image_size or config.shape.get("image_size", _DEFAULT_SIDE)
+    has_table = config.shape.get("model_type") != "unclipped_llm_encoder"
+    trunk = build_trunk(config.shape, image_size=side if has_table else None)
+    if any(side % patch for patch in trunk.patch_size):
+        raise UsageError(
+            f"image_size: {side} px are no multiple of the patch of {trunk.patch_size[0]}×{trunk.patch_size[1]} px"
+        )
+    plain = Mixture(_unaugmented(data), config.training.seed)
+    tokenizer = train_tokenizer(config.tokenizer, (caption for _, caption in _pairs(plain, config.tokenizer.documents)))
+    captions = CaptionTokens(tokenizer, config.pairs.context_length, config.pairs.long_captions)
+    channels: Any = trunk.channels
+    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
+    mean, std = statistics_of_images((image for image, _ in _pairs(plain, _MEASURED_IMAGES)), rule)
+    rule = rule.model_copy(update={"mean": mean, "std": std})
+    model, objective = make_model_and_objective(config, trunk, tokenizer)
+    declare_objective(trunk.encoder.model.config, declared)
+
+    def save(folder: Path) -> None:
+        save_trunk(trunk, folder, rule)
+        if save_text is not None:
+            save_text(folder, model, tokenizer, rule)
+
+    return Job(
+        model=model,
+        make_objective=lambda stage, carried: objective,
+        make_examples=lambda stage: PairExamples(Mixture(data, config.training.seed), rule, captions),
+        save=save,
+    )
+
+
+def comparison_job(config: PretrainConfig) -> Job:
+    """The job of an objective that compares images with captions: contrastive, sigmoid or coca.
+
+    Raises UsageError for a batch without a second pair to compare with, and as `pair_job`.
+    """
+    compared = config.batch_size // config.gradient_accumulation
+    if compared < 2:
+        raise UsageError(
+            f"batch_size: {config.objective} compares at least two pairs of a micro-batch (over all "
+            f"{world()[1]} processes), found {compared}; raise batch_size or lower gradient_accumulation"
+        )
+    kind = PAIR_OBJECTIVES[config.objective]
+
+    def make(config: PretrainConfig, trunk: Trunk, tokenizer: Any) -> tuple[nn.Module, Objective]:
+        objective = kind.build(trunk, tokenizer, config.pairs)
+        return objective.model, objective
+
+    def save_text(folder: Path, model: nn.Module, tokenizer: Any, rule: ImageRule) -> None:
+        save_text_side(folder, model, tokenizer, rule, objective=config.objective, pairs=config.pairs)
+
+    return pair_job(config, make, declared=kind.declared, save_text=save_text)
+
+
+def _unaugmented(data: DataConfig) -> DataConfig:
+    """The same draws without augmentation, which captions and pixel statistics do not need."""
+    sources = tuple(source.model_copy(update={"augment": None}) for source in data.sources)
+    return data.model_copy(update={"augment": None, "sources": sources})
+
+
+def _pairs(mixture: Mixture, most: int) -> Iterator[tuple[ImagePart, str]]:
+    """Image and caption of one pass over a finite mixture, and in any case of no more than `most` draws."""
+    for index in range(most if mixture.length is None else min(mixture.length, most)):
+        yield mixture.first_good(index, _pair)
+
+
+def _pair(item: Any) -> tuple[ImagePart, str]:
+    return pair_of(item)
