@@ -52,6 +52,14 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Called after each optimiser step, for moving averages and the like."""
 
+    def health(self, batch: Batch) -> dict[str, float]:
+        """Signs of collapse on a micro-batch, by name, for the metrics (see `objectives/health.py`); none by default.
+
+        Called now and then in evaluation mode, without gradients, random state restored afterwards; it must change no
+        buffer. Not called when the objective is sharded over processes.
+        """
+        return {}
+
 
 def normaliser(counts: Counts | None, own: Counts, name: str) -> Tensor:
     """The number to divide a sum by: over the whole batch when the trainer gives it, else this micro-batch's own.

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from unclipped.training.config import StageConfig, TrainingConfig
 from unclipped.training.device import choose_device, choose_precision, compile_blocks, uncompile_blocks, world
 from unclipped.training.interrupt import StopRequest, TrainingInterrupted
 from unclipped.training.parallel import any_rank, barrier, is_distributed, load_whole, shard, whole
+from unclipped.training.pretraining_pictures import PICTURES, draw_pictures
 from unclipped.training.progress import Reporter
 from unclipped.training.record import TrainingResult, hardware, read_record
 from unclipped.training.sparse import SparseSteps
@@ -57,7 +58,8 @@ class Job:
 def run_stages(
     job: Job, stages: Sequence[StageConfig], training: TrainingConfig, output: str | Path, *, resume: bool = False
 ) -> TrainingResult:
-    """Train all stages and write `output`: metrics.jsonl, training.json, checkpoints while it runs, model folders.
+    """Train all stages and write `output`: metrics.jsonl, training.json, checkpoints while it runs, model folders,
+    and pictures where an encoder is pretrained.
 
     The model of the last stage is `output/model`, those of earlier ones `output/stages/NN-NAME`. With `resume` the
     newest checkpoint is gone on from. Raises UsageError for settings that do not fit model, machine or checkpoint,
@@ -182,9 +184,11 @@ class _Run:
             if self.job.prepare is not None:
                 self.job.prepare(stage, batches, here)
             entry = self._new_entry(index, stage, objective, batches)
+            self._draw(index, stage, objective, batches, "start")
         self.reporter.parameter_table(stage.name, entry["parameters"])
         trainer = self._train(index, stage, objective, batches, stop, seed, entry, is_resumed)
         self._complete_entry(entry, trainer)
+        self._draw(index, stage, objective, batches, "end")
         if "states" in self.carried:
             self.carried["states"] = {}
         self.record["stages"].append(entry)
@@ -215,6 +219,18 @@ class _Run:
             before = previous[-1]["text_perplexity"]["after"] if previous else self.job.measure_text()
             entry["text_perplexity"] = {"before": before}
         return entry
+
+    def _draw(
+        self,
+        index: int,
+        stage: StageConfig,
+        objective: Objective,
+        batches: StageBatches,
+        moment: Literal["start", "end"],
+    ) -> None:
+        if self.rank == 0:
+            folder = self.output / PICTURES / f"{index:02d}-{stage.name}"
+            draw_pictures(objective, batches, folder, moment=moment)
 
     def _train(
         self, index: int, stage: StageConfig, objective: Objective, batches: StageBatches, stop: StopRequest, seed: int,

@@ -19,6 +19,7 @@ from transformers import Trainer
 
 from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
 from unclipped.objectives.base import Batch, Counts, Objective
+from unclipped.objectives.health import CollapseDetector, undisturbed
 from unclipped.training import checkpoint as checkpoints
 from unclipped.training.batches import StageBatches, StageLoader
 from unclipped.training.config import OptimizerConfig, StageConfig, TrainingConfig
@@ -28,6 +29,9 @@ from unclipped.training.optim import build_optimizer, build_scheduler, learning_
 from unclipped.training.parallel import any_rank, load_whole, shard_optimizer_state, sum_over_ranks, whole
 from unclipped.training.progress import Reporter
 from unclipped.training.sparse import SparseSteps
+
+HEALTH_EVERY_LOGS = 10
+"""Lines of metrics from one measurement of an encoder's health to the next."""
 
 
 class UnclippedTrainer(Trainer):
@@ -69,6 +73,7 @@ class UnclippedTrainer(Trainer):
             callback for callback in self.callback_handler.callbacks if type(callback).__name__ == "DefaultFlowCallback"
         ]
         self.objective = objective
+        self.collapse = CollapseDetector()
         self.seconds_before = 0.0
         """Wall time of this stage in earlier runs that were interrupted."""
         self.rates: list[float] = []
@@ -110,6 +115,7 @@ class UnclippedTrainer(Trainer):
     ) -> tuple[list[Batch], Any]:
         batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sample_ids = [str(name) for batch in batches for name in batch.get("sample_ids", [])]
+        self._newest_batch = batches[-1]
         for batch in batches:
             self._num_samples += self.objective.num_samples(batch)
             self._num_tokens += self.objective.num_tokens(batch)
@@ -246,9 +252,26 @@ class UnclippedTrainer(Trainer):
             "tokens_per_second": processes * self._num_tokens / seconds,
             "seconds": self.seconds_so_far,
         }
+        if step == self.stage.steps or (step // self.training.log_every_steps) % HEALTH_EVERY_LOGS == 1:
+            row |= self._health(step)
         seconds_left = (self.stage.steps - step) * seconds / window_steps
         self.reporter.log(row, steps=self.stage.steps, seconds_left=seconds_left)
         self._start_window()
+
+    def _health(self, step: int) -> dict[str, Any]:
+        """`health` of the newest micro-batch where the objective measures it, and new `warnings`, which are also said.
+
+        Weights, gradients and random state stay as they are, so a resumed run still equals an unbroken one.
+        """
+        if self.training.parallel == "fsdp2" and self.args.world_size > 1:
+            return {}  # parts of a sharded objective cannot be called by themselves
+        inputs = self._prepare_inputs(self._newest_batch)
+        with undisturbed(self.objective, self.args.device), self.autocast_smart_context_manager():
+            health = self.objective.health(inputs)
+        warnings = self.collapse.check(health)
+        for warning in warnings:
+            self.reporter.say(f"warning: stage '{self.stage.name}', step {step}: {warning}")
+        return ({"health": health} if health else {}) | ({"warnings": warnings} if warnings else {})
 
     def _get_learning_rate(self) -> float:
         """Called by the loop between the update and the scheduler: the rates that the update used."""
