@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -127,6 +128,24 @@ def test_parts_can_be_switched_off() -> None:
         **batch() | {"local_crops": torch.zeros(0, 3, 16, 16)}
     )
     assert set(found["parts"]) == {"dino"}
+
+
+@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+def test_health_is_that_of_the_teacher_and_changes_nothing(centring: str) -> None:
+    own, given = objective(centring=centring), batch(images=4)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with torch.no_grad():
+        health = own.health(given)
+        scores = own.teacher.dino_head(own.teacher.trunk(given["global_crops"][:4]).pooled)
+    shares = sinkhorn(scores, 0.07) if centring == "sinkhorn" else (scores / 0.07).softmax(dim=1)
+    entropy = -(shares * shares.log()).sum(dim=1).mean() / math.log(12)
+    mean = shares.mean(dim=0)
+    assert health["images"] == 4
+    assert 1 <= health["rank"] <= 4
+    assert health["teacher_entropy"] == pytest.approx(float(entropy), abs=1e-5)
+    assert health["prototypes"] == pytest.approx(math.exp(-(mean * mean.log()).sum()), rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    assert all(centre._noted is None for centre in own.centres.values())
 
 
 def test_bad_input() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from unclipped.core.errors import DataError, UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
-from unclipped.data.multi_crop import MultiCrop
+from unclipped.data.views import MultiCrop
 from unclipped.encoders.build import load_encoder
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.dinov2_config import DinoV2Config

@@ -86,17 +86,20 @@ def _summed(values: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> 
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3, *, over_processes: bool = True) -> Tensor:
     """Assignments of samples to prototypes, all prototypes used alike: (B, K) → (B, K), rows sum to one.
 
     Sinkhorn–Knopp on exp(scores / temperature) in logarithms: in turn each prototype's total over the samples of all
-    processes becomes 1/K and each sample's 1/B. A process may have no sample.
+    processes (of this one without `over_processes`) becomes 1/K and each sample's 1/B. A process may have no sample.
     """
     log_q = wide(scores) / temperature
     for _ in range(iterations):
         peak = log_q.amax(dim=0) if len(log_q) else log_q.new_full((log_q.shape[1],), -math.inf)  # (K,)
-        peak = _summed(peak, dist.ReduceOp.MAX)
-        total = _summed((log_q - peak).exp().sum(dim=0))  # (K,)
+        if over_processes:
+            peak = _summed(peak, dist.ReduceOp.MAX)
+        total = (log_q - peak).exp().sum(dim=0)  # (K,)
+        if over_processes:
+            total = _summed(total)
         log_q = log_q - (peak + total.log())
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
     return log_q.exp()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from unclipped.core.errors import UsageError
 from unclipped.objectives.base import OBJECTIVES, Batch, Counts, Objective
 from unclipped.objectives.dino_heads import DinoHead
-from unclipped.objectives.dino_losses import Centre, dino_loss, ibot_loss, koleo_loss, sinkhorn
+from unclipped.objectives.dino_losses import Centre, dino_loss, ibot_loss, koleo_loss, sinkhorn, wide
 from unclipped.objectives.dinov2_config import DinoV2Config
+from unclipped.objectives.health import assignment_health, feature_health
 from unclipped.objectives.schedules import cosine, linear
 from unclipped.objectives.trunk import Trunk
 
@@ -119,12 +120,29 @@ class DinoV2Objective(Objective):
         return views, self._balanced("ibot", self.teacher.ibot_head(seen.patches[mask]))
 
     def _balanced(self, name: str, scores: Tensor) -> Tensor:
-        config = self.options
-        temperature = linear(*config.teacher_temperature, int(self.step), config.teacher_temperature_steps)
-        if config.centring == "sinkhorn":
-            return sinkhorn(scores, temperature, config.sinkhorn_iterations)
+        if self.options.centring == "sinkhorn":
+            return sinkhorn(scores, self._temperature(), self.options.sinkhorn_iterations)
         centre: Any = self.centres[name]
-        return centre.targets(scores, temperature)
+        return centre.targets(scores, self._temperature())
+
+    def _temperature(self) -> float:
+        """The teacher's, at this step."""
+        return linear(*self.options.teacher_temperature, int(self.step), self.options.teacher_temperature_steps)
+
+    def health(self, batch: Batch) -> dict[str, float]:
+        """Rank and spread of the teacher's features of first global crops; entropy and use of its prototypes.
+
+        Prototypes are balanced within this process, so no process waits for another.
+        """
+        pooled = self.teacher.trunk(batch["global_crops"].chunk(2)[0]).pooled  # (B, D)
+        scores = wide(self.teacher.dino_head(pooled))  # (B, K)
+        if self.options.centring == "sinkhorn":
+            iterations = self.options.sinkhorn_iterations
+            shares = sinkhorn(scores, self._temperature(), iterations, over_processes=False)
+        else:
+            mean: Any = self.centres["dino"].mean
+            shares = ((scores - mean) / self._temperature()).softmax(dim=-1)
+        return feature_health(pooled) | assignment_health(shares)
 
     @torch.no_grad()
     def after_step(self) -> None:

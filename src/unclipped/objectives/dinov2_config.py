@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from unclipped.core.config import FrozenConfig
+from unclipped.data.views_config import ColourConfig
 
 Share = tuple[float, float]
 
@@ -22,6 +23,9 @@ class DinoV2Config(FrozenConfig):
     """Smallest and largest share of the image's area in a global crop."""
     local_scale: Share = (0.05, 0.32)
     """Smallest and largest share of the image's area in a local crop."""
+    colours: tuple[ColourConfig, ColourConfig, ColourConfig] | None = None
+    """Changes of colour of the first global crop, the second, and the local ones; null: DINOv2's, with blurs in
+    proportion to the side."""
     prototypes: PositiveInt = 65_536
     """Outputs of each head: the classes into which views and patches are sorted."""
     head_hidden: PositiveInt = 2048

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.mixture import Mixture
-from unclipped.data.multi_crop import MultiCrop
 from unclipped.data.sample import ImagePart
 from unclipped.data.statistics import statistics_of_images
+from unclipped.data.views import MultiCrop
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
@@ -40,7 +40,14 @@ class CropExamples:
         self.grid = (side // trunk.patch_size[0], side // trunk.patch_size[1])
         local = options.local_size // trunk.patch_size[0], options.local_size // trunk.patch_size[1]
         self.num_patches = 2 * self.grid[0] * self.grid[1] + options.local_crops * local[0] * local[1]
-        self.crop = MultiCrop(side, options.local_size, options.local_crops, options.global_scale, options.local_scale)
+        self.crop = MultiCrop(
+            side,
+            options.local_size,
+            options.local_crops,
+            options.global_scale,
+            options.local_scale,
+            colours=options.colours,
+        )
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """`global_crops` (2·B, C, S, S), `local_crops` (L·B, C, s, s), `mask` (2·B, patches), `sample_ids`."""
