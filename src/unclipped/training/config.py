@@ -10,6 +10,7 @@ from unclipped.attention.config import SparseTrainingConfig
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.objectives.dinov2_config import DinoV2Config
+from unclipped.objectives.distill_config import DistillConfig
 from unclipped.objectives.pairs_config import PairsConfig
 
 Part = Literal["vision", "connector", "text"]
@@ -143,7 +144,7 @@ class TokenizerConfig(FrozenConfig):
 class PretrainConfig(FrozenConfig):
     """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
 
-    objective: Literal["language_model", "masked_autoencoder", "dinov2", "contrastive", "sigmoid", "coca"]
+    objective: Literal["language_model", "masked_autoencoder", "dinov2", "contrastive", "sigmoid", "coca", "distill"]
     """What is learned."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
@@ -152,8 +153,8 @@ class PretrainConfig(FrozenConfig):
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
-    """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2), samples of one image
-    and one answer, the caption (contrastive, sigmoid, coca)."""
+    """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2, distill), samples of
+    one image and one answer, the caption (contrastive, sigmoid, coca)."""
     held_out: tuple[SourceConfig, ...] = ()
     """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
     held_out_blocks: PositiveInt = 64
@@ -185,11 +186,13 @@ class PretrainConfig(FrozenConfig):
     """masked_autoencoder: images are stretched to this square side in pixels; null: `shape.image_size`.
     Else: side of the (global) images (the position table is made for it); null: `shape.image_size`, else 96."""
     smallest_window: PositiveInt | None = None
-    """masked_autoencoder: smallest side in pixels of the random window cut from the batch; null: no cutting."""
+    """masked_autoencoder, distill: smallest side in pixels of the random window cut from the batch; null: none."""
     flip: bool = True
-    """masked_autoencoder: mirror half of the images."""
+    """masked_autoencoder, distill: mirror half of the images."""
     dinov2: DinoV2Config = DinoV2Config()
     """dinov2: crops, heads, centring and weights of the loss."""
+    distill: DistillConfig | None = None
+    """distill: the frozen teacher, and the weights of the loss."""
     pairs: PairsConfig = PairsConfig()
     """contrastive, sigmoid, coca (baselines): the text side, and the weights of coca's loss."""
     training: TrainingConfig = TrainingConfig(optimizer=OptimizerConfig(name="muon"))

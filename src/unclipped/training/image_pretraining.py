@@ -75,7 +75,7 @@ class ImageExamples:
         assert rule.size is not None
         self.mixture, self.rule, self.num_patches = mixture, rule, num_patches
         self.side, self.seed = rule.size[0], config.training.seed
-        self.batch_size, self.flip = config.batch_size, config.flip
+        self.batch_size, self.flip, self.objective = config.batch_size, config.flip, config.objective
         self.smallest_window = config.smallest_window or self.side
         if self.smallest_window > self.side:
             raise UsageError(
@@ -121,7 +121,7 @@ class ImageExamples:
         """(sample id, uint8 (side, side, channels)) of one of the sample's images."""
         parts: tuple[ImagePart, ...] = tuple(item.images)
         if not parts:
-            raise DataError(f"sample {item.id}: has no image, which masked_autoencoder needs")
+            raise DataError(f"sample {item.id}: has no image, which {self.objective} needs")
         which = int(np.random.default_rng([self.seed, index, 13]).integers(len(parts)))
         key = (*self.mixture.place(index), which)
         if self._cache is not None and key in self._cache:
