@@ -120,3 +120,8 @@ def test_every_built_in_recipe_is_valid_and_described(name: str) -> None:
     schema = TrainRecipe if recipe["kind"] == "train" else PretrainRecipe
     config = validate(recipe, schema, name)
     assert validate(yaml.safe_load(to_yaml(config)), schema, name) == config
+
+
+def test_a_pretraining_that_is_no_stage_is_refused_when_it_is_read() -> None:
+    with pytest.raises(UsageError, match=r"warmup_steps \(100\) must be below steps \(60\)"):
+        load_recipe("clothing-dino", PretrainRecipe, ["steps=60"])

@@ -117,7 +117,7 @@ def test_an_image_smaller_than_the_crop_is_enlarged(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unclipped.objectives.dinov2.dino_loss", lambda t, g, loc, temperature: g.sum() * float("nan"))
-    with pytest.raises(UnclippedError, match=r"step 1: loss is nan; samples of the batch"):
+    with pytest.raises(UnclippedError, match=r"step 1: loss \(in dino\) is nan; samples of the batch"):
         pretrain(dino(), tmp_path / "run")
 
 

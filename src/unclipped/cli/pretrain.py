@@ -33,13 +33,30 @@ def pretrain(
 ) -> None:
     """Pretrain one part (see HELP)."""
     from unclipped.recipes.schema import PretrainRecipe
-    from unclipped.recipes.validation import load_recipe
+    from unclipped.recipes.validation import load_recipe, to_yaml
 
     config = load_recipe(recipe, PretrainRecipe, overrides)
-    from unclipped.cli.record import record_run, run_folder
+    from unclipped.cli.record import is_first_process, record_run, run_folder
 
     with run_folder(output, resume=resume):
         record_run(config, output, resume=resume)
         from unclipped.training.pretrain import pretrain as run
 
         run(config, output, resume=resume)
+        if is_first_process():
+            from unclipped.studies.pretraining_report import write_pretraining_report
+
+            model = output / "model"
+            if config.objective == "language_model":
+                next_command = ("make it an encoder, too", f"assemble --vision llm:{model} --text {model} --output VLM")
+            else:
+                next_command = ("measure its features", f"eval-encoder {model} --data IMAGES --output {output}-probes")
+            report = write_pretraining_report(
+                config,
+                output,
+                title=f"Pretraining: {Path(recipe).stem}",
+                description=config.description,
+                recipe_text=to_yaml(config),
+                next_commands=[(next_command[0], f"unclipped {next_command[1]}")],
+            )
+            typer.echo(f"report: {report}")

@@ -40,7 +40,7 @@ def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
     for wrong options and variables that are not set.
     """
     config = config.model_copy(
-        update={"source": _expanded(config.source), "images": config.images and _expanded(config.images)}
+        update={"source": expanded(config.source), "images": config.images and expanded(config.images)}
     )
     if config.source.startswith("generated:"):
         source = _open_generated(config, seed)
@@ -61,14 +61,14 @@ def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
     return source
 
 
-def _expanded(path: str) -> str:
-    """`path` with environment variables and `~` filled in."""
-    expanded = os.path.expanduser(os.path.expandvars(path))
-    if unset := re.search(r"\$\{?(\w+)", expanded):
+def expanded(path: str, what: str = "source") -> str:
+    """`path` with environment variables and `~` filled in. Raises UsageError, naming `what`, when one is not set."""
+    filled = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$\{?(\w+)", filled):
         raise UsageError(
-            f"source {path}: the environment variable {unset.group(1)} is not set; export it or edit the path"
+            f"{what} {path}: the environment variable {unset.group(1)} is not set; export it or edit the path"
         )
-    return expanded
+    return filled
 
 
 def _open_generated(config: SourceConfig, seed: int) -> Source:

@@ -13,7 +13,7 @@ class DistillConfig(FrozenConfig):
     """Learning the features of a frozen teacher encoder."""
 
     teacher: str = Field(min_length=1)
-    """Folder or hub id of the teacher, any vision encoder."""
+    """Folder (`$NAME` is an environment variable) or hub id of the teacher, any vision encoder."""
     baseline: bool = False
     """Allow a teacher that was trained by comparing images with text; its student is a baseline as well."""
     features: NonNegativeFloat = 1.0

@@ -6,6 +6,7 @@ Matplotlib writes plain colours; each colour used here is a stand-in that is rep
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from unclipped.studies.report_data import LinePlot
 
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
 ARM_COLOURS = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
@@ -164,6 +167,50 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
         return _svg(
             figure, f"loss-{size}", f"Training loss against step for {', '.join(labels.get(a, a) for a in curves)}"
         )
+
+
+def line_plot(plot: LinePlot, *, narrow: bool) -> str:
+    """Values against step, a line each (colour and dashes); values above zero that span more than a decade on a
+    logarithmic axis. Values that are not finite are left out."""
+    from matplotlib import rc_context, ticker
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 2.6) if narrow else (8.2, 2.6), layout="constrained")
+        axes = figure.subplots()
+        drawn: list[float] = []
+        for number, (name, points) in enumerate(plot.lines.items()):
+            finite = [(step, value) for step, value in points if math.isfinite(value)]
+            stride = max(1, len(finite) // _POINTS_A_CURVE)
+            steps, values = [step for step, _ in finite[::stride]], [value for _, value in finite[::stride]]
+            drawn += values
+            axes.plot(
+                steps,
+                values,
+                color=ARM_COLOURS[number % len(ARM_COLOURS)],
+                linestyle=ARM_LINES[number % len(ARM_LINES)],
+                linewidth=1.6,
+                marker="o" if len(steps) < 40 else "",
+                markersize=3,
+                label=name,
+            )
+        if not plot.is_linear and drawn and min(drawn) > 0 and max(drawn) / min(drawn) > 10:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+        elif drawn and min(drawn) >= 0:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel(plot.axis)
+        axes.grid(axis="y", linewidth=0.6)
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4 if narrow else 8, integer=True))
+        _bare(axes)
+        if len(plot.lines) > 1:
+            handles, names = axes.get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else 4, frameon=False, fontsize=9)
+        salt = f"{re.sub(r'[^a-z]+', '-', plot.title.lower())}-{'narrow' if narrow else 'wide'}"
+        return _svg(figure, salt, f"{plot.title}: {', '.join(plot.lines)} against step")
 
 
 def bar_plot(

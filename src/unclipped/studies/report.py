@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unclipped.core.files import write_text
-from unclipped.studies.plots import bar_plot, loss_plot
+from unclipped.studies.plots import bar_plot, line_plot, loss_plot
 from unclipped.studies.reading import headline_figures, label_of, read_figures
 from unclipped.studies.report_data import (
     PERCENT_METRICS,
@@ -59,6 +59,11 @@ def render_report(data: ReportData) -> str:
         labels=labels,
         metrics=_plots(data, labels),
         losses=_loss(data, labels),
+        plots=[
+            {"plot": plot, "wide": line_plot(plot, narrow=False), "narrow": line_plot(plot, narrow=True)}
+            for plot in data.plots
+        ],
+        pictures=[(picture, _png_uri(picture.path)) for picture in data.pictures],
         group_labels={group: label_of(data, group) for group in data.groups},
         gallery=[(item, image_uri(item)) for item in data.gallery],
         num_right=sum(item.is_right for item in data.gallery),
@@ -100,6 +105,10 @@ def _loss(data: ReportData, labels: Mapping[str, str]) -> dict[str, str] | None:
     if not curves:
         return None
     return {size: loss_plot(curves, labels, narrow=size == "narrow") for size in ("wide", "narrow")}
+
+
+def _png_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _difference(row: Mapping[str, float], metric: str) -> str:

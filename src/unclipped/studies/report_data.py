@@ -50,6 +50,27 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
+class LinePlot:
+    """Values against training steps: {line: [(step, value)]}."""
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[int, float]]]
+    axis: str
+    """What the vertical axis shows."""
+    caption: str = ""
+    is_linear: bool = False
+    """Never a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file with the sentence under it."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page; empty fields leave their section out."""
 
@@ -73,6 +94,11 @@ class ReportData:
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """{arm: rows of its metrics.jsonl} with `stage`, `step` and `loss`."""
     stages: Sequence[StageInfo] = ()
+    plots: Sequence[LinePlot] = ()
+    """What was watched while training, beside the loss."""
+    warnings: Sequence[str] = ()
+    """What was said while training."""
+    pictures: Sequence[Picture] = ()
     gallery: Sequence[GalleryItem] = ()
     gallery_note: str = "They were chosen to show right and wrong answers alike: their share here is not the accuracy."
     times: Mapping[str, float] = field(default_factory=dict)

@@ -81,7 +81,7 @@ def write_experiment_report(
         differences=_difference_rows(differences, config),
         groups=_groups(evaluated, config),
         curves={arm.name: _metrics(arm.folder / "metrics.jsonl") for arm in arms},
-        stages=_stages(config, records["model"]["training"]),
+        stages=stage_rows({stage.name: {**stage.train} for stage in config.stages}, records["model"]["training"]),
         gallery=gallery,
         times=times,
         costs=_costs(records),
@@ -129,8 +129,8 @@ def _groups(evaluated: Mapping[str, Any], config: ExperimentConfig) -> dict[str,
     return groups
 
 
-def _stages(config: ExperimentConfig, record: Mapping[str, Any]) -> list[StageInfo]:
-    rates = {stage.name: stage.train for stage in config.stages}
+def stage_rows(rates: Mapping[str, Mapping[str, float]], record: Mapping[str, Any]) -> list[StageInfo]:
+    """The finished stages of a training record; `rates`: {stage: {part: learning rate}}."""
     stages = []
     for entry in record["stages"]:
         if "seconds" not in entry:

@@ -198,6 +198,11 @@ class PretrainConfig(FrozenConfig):
     training: TrainingConfig = TrainingConfig(optimizer=OptimizerConfig(name="muon"))
     """The machine, the optimiser and the seed."""
 
+    @model_validator(mode="after")
+    def _is_a_stage(self) -> PretrainConfig:
+        self.stage()  # raises for what no stage can be
+        return self
+
     def stage(self) -> StageConfig:
         """The single stage that this configuration describes, over the whole model as one part."""
         part: Part = "text" if self.objective == "language_model" else "vision"

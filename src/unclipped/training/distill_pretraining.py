@@ -9,6 +9,7 @@ import torch
 
 from unclipped.core.errors import UsageError
 from unclipped.data.mixture import Mixture
+from unclipped.data.sources import expanded
 from unclipped.data.statistics import statistics_of_images
 from unclipped.encoders.build import load_encoder
 from unclipped.encoders.spec import declare_objective
@@ -35,8 +36,9 @@ def distill_job(config: PretrainConfig) -> Job:
         raise UsageError("distill: expected a teacher, found none; give its folder or hub id as distill.teacher")
     if world()[1] > 1:
         raise UsageError("distill: trains in one process; start it without torchrun")
+    folder = expanded(config.distill.teacher, "distill.teacher")
     try:
-        teacher, _ = load_encoder(config.distill.teacher, baseline=config.distill.baseline)
+        teacher, _ = load_encoder(folder, baseline=config.distill.baseline)
     except UsageError as error:
         raise UsageError(f"distill.teacher: {error} (of a teacher: distill.baseline)") from error
     torch.manual_seed(config.training.seed)

@@ -113,7 +113,9 @@ class UnclippedTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Any]:
+        asked = time.perf_counter()
         batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited += time.perf_counter() - asked
         self._sample_ids = [str(name) for batch in batches for name in batch.get("sample_ids", [])]
         self._newest_batch = batches[-1]
         for batch in batches:
@@ -148,8 +150,7 @@ class UnclippedTrainer(Trainer):
         for name, value in {"loss": loss, **outputs["parts"]}.items():
             value = value.detach() * share
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-            if name == "loss":
-                self._step_loss = value if self._step_loss is None else self._step_loss + value
+            self._step_parts[name] = self._step_parts[name] + value if name in self._step_parts else value
         self.loss_is_scaled_for_ga = bool(counts)
         if counts and processes > 1:
             loss = loss * processes  # gradients are averaged over processes, counted losses must be summed
@@ -186,8 +187,8 @@ class UnclippedTrainer(Trainer):
         self.objective.after_step()
         self._window_steps += 1
         self._norm_sum = self._norm_sum + grad_norm
-        self._unchecked.append((step, self._sample_ids, self._step_loss, grad_norm))
-        self._step_loss = None
+        self._unchecked.append((step, self._sample_ids, self._step_parts, grad_norm))
+        self._step_parts = {}
         is_last, is_logged = step == self.stage.steps, step % self.training.log_every_steps == 0
         # Looking at a loss waits for the device, which costs nothing on the CPU only.
         if is_logged or is_last or self.args.device.type == "cpu":
@@ -211,9 +212,12 @@ class UnclippedTrainer(Trainer):
                 )
 
     def _check_finite(self) -> None:
-        for step, sample_ids, loss, norm in self._unchecked:
-            for what, value in (("loss", loss), ("gradient norm", norm)):
+        for step, sample_ids, parts, norm in self._unchecked:
+            for what, value in (("loss", parts["loss"]), ("gradient norm", norm)):
                 if not math.isfinite(float(value)):
+                    names = [name for name, part in parts.items() if name != "loss" and not math.isfinite(float(part))]
+                    if names:
+                        what += f" (in {' and '.join(names)})"
                     shown = ", ".join(sample_ids[:8]) + (
                         f" and {len(sample_ids) - 8} more" if len(sample_ids) > 8 else ""
                     )
@@ -228,8 +232,9 @@ class UnclippedTrainer(Trainer):
         self._norm_sum: Any = 0.0
         self._window_steps = self._num_samples = self._num_tokens = 0
         self._window_started = time.perf_counter()
-        self._step_loss: Tensor | None = None
-        self._unchecked: list[tuple[int, list[str], Any, Any]] = []
+        self._waited = 0.0
+        self._step_parts: dict[str, Tensor] = {}
+        self._unchecked: list[tuple[int, list[str], dict[str, Tensor], Any]] = []
         self._sample_ids: list[str] = []
 
     def _log(self, step: int) -> None:
@@ -250,6 +255,7 @@ class UnclippedTrainer(Trainer):
             "gradient_norm": float(self._norm_sum) / window_steps,
             "samples_per_second": samples_per_second,
             "tokens_per_second": processes * self._num_tokens / seconds,
+            "data_waiting_share": min(1.0, self._waited / seconds),
             "seconds": self.seconds_so_far,
         }
         if step == self.stage.steps or (step // self.training.log_every_steps) % HEALTH_EVERY_LOGS == 1:

@@ -1,0 +1,171 @@
+"""The report of a pretraining run: loss, health of the encoder, gradients, pictures, costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unclipped.core.files import read_jsonl
+from unclipped.studies.environment import environment
+from unclipped.studies.report import write_report
+from unclipped.studies.report_data import LinePlot, Picture, ReportData, clock
+from unclipped.studies.summary import stage_rows
+from unclipped.training.config import PretrainConfig
+from unclipped.training.pretraining_pictures import PICTURES
+
+_CAPTIONS = {
+    "views": "Images as the objective gets them, after augmentation; crops of one image stand in one row.",
+    "reconstruction": "Image, the patches that the encoder sees, and what the decoder puts in the place of the others",
+    "patches": "Images, and the three principal components of their patch features as colours: alike colours are alike "
+    "features",
+}
+_MOMENTS = {"start": "before the first step", "end": "after the last step"}
+
+
+def write_pretraining_report(
+    config: PretrainConfig,
+    run: str | Path,
+    *,
+    title: str,
+    description: str = "",
+    recipe_text: str = "",
+    next_commands: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """Write `run/report.html` about a finished run folder of `unclipped pretrain` and return its path.
+
+    Raises UnclippedError when a file of the run cannot be read or the page cannot be written.
+    """
+    run = Path(run)
+    rows = [row for _, row in read_jsonl(run / "metrics.jsonl")]
+    record = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    stage = config.stage()
+    entry, total = record["stages"][-1], record["total"]
+    data = ReportData(
+        title=title,
+        description=description,
+        arms={},
+        reading=_reading(config, rows, entry),
+        headline=_headline(config, rows, entry),
+        curves={"model": rows},
+        labels={"model": config.objective.replace("_", " ")},
+        stages=stage_rows({stage.name: {**stage.train}}, record),
+        plots=_plots(rows),
+        warnings=[warning for row in rows for warning in row.get("warnings", [])],
+        pictures=_pictures(run / PICTURES),
+        times={"training": total["seconds"]},
+        costs={
+            "peak memory": f"{total['peak_memory_bytes'] / 2**30:.2f} GiB",
+            "computation": f"{total['flops']:.2e} FLOPs",
+            "device-hours": f"{total['device_hours']:.3f}",
+        },
+        environment=environment(),
+        recipe=recipe_text,
+        next_commands=next_commands,
+    )
+    return write_report(run / "report.html", data)
+
+
+def _reading(config: PretrainConfig, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> str:
+    """What the curves say, and what they cannot say."""
+    name = config.objective.replace("_", " ")
+    text = f"Trained by {name} on {entry['steps'] * entry['batch_size']:,} samples in {clock(entry['seconds'])}. "
+    text += f"The loss went from {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}. "
+    healths = [row["health"] for row in rows if "health" in row]
+    if healths:
+        first, last = healths[0]["rank"], healths[-1]["rank"]
+        text += f"The effective rank of its features went from {first:.1f} to {last:.1f} (of {_most(healths[-1])}). "
+    if any("warnings" in row for row in rows):
+        text += "There were warnings, see below. "
+    if config.objective == "language_model":
+        return text.rstrip()
+    return text + (
+        "A falling loss does not say what the features are worth: `unclipped eval-encoder` does, against random "
+        "weights and raw pixels."
+    )
+
+
+def _most(health: Mapping[str, float]) -> str:
+    return f"at most {health['images']:.0f}, the images that were measured"
+
+
+def _headline(
+    config: PretrainConfig, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    tiles = [("loss", f"{entry['final_loss']:.3f}", f"at the last of {entry['steps']:,} steps")]
+    rate = entry["samples_per_second"]["median"]
+    unit = "rows" if config.objective == "language_model" else "images"
+    waits = [row["data_waiting_share"] for row in rows if "data_waiting_share" in row]
+    share = sum(waits) / len(waits) if waits else None
+    waiting = "" if share is None else f"; {100 * share:.0f} % of the time waiting for data"
+    tiles.append((f"{unit} a second", f"{rate:,.0f}", f"median{waiting}"))
+    healths = [row["health"] for row in rows if "health" in row]
+    if healths:
+        tiles.append(("effective rank", f"{healths[-1]['rank']:.1f}", f"of pooled features, {_most(healths[-1])}"))
+    return tiles
+
+
+def _plots(rows: Sequence[Mapping[str, Any]]) -> list[LinePlot]:
+    """Loss parts, gradient norm, learning rates and health, as far as the run has them."""
+    names = sorted({name for row in rows for name in row["parts"]})
+    rates = sorted({name for row in rows for name in row["learning_rates"]})
+    plots = [
+        LinePlot("Parts of the loss", _lines(rows, names, lambda row, name: row["parts"].get(name)), "value")
+        if len(names) > 1
+        else None,
+        _health_plot(
+            rows, "Effective rank", ("rank",), "rank", "Of the pooled features; a fall towards 1 is a collapse."
+        ),
+        _health_plot(
+            rows,
+            "Spread and teacher",
+            ("spread", "teacher_entropy"),
+            "share",
+            "Spread: 0 where all features are equal. Teacher entropy: 0 all on one prototype, 1 all prototypes alike.",
+        ),
+        _health_plot(
+            rows,
+            "Prototypes in use",
+            ("prototypes",),
+            "number",
+            "exp of the entropy of the mean assignment in a batch.",
+        ),
+        LinePlot("Gradient norm", _lines(rows, ["norm"], lambda row, _: row["gradient_norm"]), "norm before clipping"),
+        LinePlot(
+            "Learning rate",
+            _lines(rows, rates, lambda row, name: row["learning_rates"].get(name)),
+            "rate",
+            is_linear=True,
+        ),
+    ]
+    return [plot for plot in plots if plot is not None]
+
+
+def _health_plot(
+    rows: Sequence[Mapping[str, Any]], title: str, names: Sequence[str], axis: str, caption: str
+) -> LinePlot | None:
+    lines = _lines(rows, names, lambda row, name: row.get("health", {}).get(name))
+    lines = {name.replace("_", " "): points for name, points in lines.items() if points}
+    return LinePlot(title, lines, axis, caption) if lines else None
+
+
+def _lines(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], value: Callable[[Mapping[str, Any], str], float | None]
+) -> dict[str, list[tuple[int, float]]]:
+    return {name: [(row["step"], v) for row in rows if (v := value(row, name)) is not None] for name in names}
+
+
+def _pictures(folder: Path) -> list[Picture]:
+    """The pictures that training drew, with what they show; those before training first."""
+    kinds = list(_CAPTIONS)
+    paths = [path for path in folder.rglob("*.png") if _kind(path) in _CAPTIONS]
+    pictures = []
+    for path in sorted(paths, key=lambda path: (path.parent, kinds.index(_kind(path)), path.stem.endswith("-end"))):
+        caption, moment = _CAPTIONS[_kind(path)], path.stem.partition("-")[2]
+        pictures.append(Picture(path, f"{caption}, {_MOMENTS[moment]}." if moment else caption))
+    return pictures
+
+
+def _kind(path: Path) -> str:
+    return path.stem.partition("-")[0]
