@@ -15,6 +15,7 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.objectives.base import OBJECTIVES
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.contrastive import ContrastiveObjective
+from unclipped.objectives.health import undisturbed
 from unclipped.objectives.pair_losses import info_nce, sigmoid_loss
 from unclipped.objectives.pairs import PairObjective
 from unclipped.objectives.pairs_config import PairsConfig
@@ -196,3 +197,23 @@ def test_bad_captions() -> None:
 def test_bad_configuration() -> None:
     with pytest.raises(ValidationError, match=r"text_width \(10\) is no multiple of text_heads \(4\)"):
         PairsConfig(text_width=10)
+
+
+@pytest.mark.parametrize("name", list(PAIR_OBJECTIVES))
+def test_health_measures_the_images_features_and_disturbs_nothing(name: str) -> None:
+    own, given = objective(name), batch()
+    before = {key: value.clone() for key, value in own.state_dict().items()}
+    with undisturbed(own, torch.device("cpu")):
+        health = own.health(given)
+    output = own.model.trunk(given["pixel_values"])
+    features = (output.patches.mean(dim=1) if name == "coca" else output.pooled).detach().double().numpy()  # (4, 16)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
+    share = values[:-1] / values[:-1].sum()  # centring leaves one direction fewer than images
+    assert health["images"] == 4
+    assert health["spread"] == pytest.approx(4 * unit.std(axis=0).mean(), rel=1e-5)
+    assert health["rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in own.state_dict().items())
+    same = given | {"pixel_values": given["pixel_values"][:1].expand(4, -1, -1, -1)}
+    with undisturbed(own, torch.device("cpu")):
+        assert own.health(same)["spread"] < 1e-4  # constant features are seen as such

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from unclipped.objectives.base import OBJECTIVES, Batch, Counts, normaliser
 from unclipped.objectives.dino_losses import wide
+from unclipped.objectives.health import feature_health
 from unclipped.objectives.pair_losses import INFO_NCE_LOG_SCALE, clamp_log_scale, info_nce, unit
 from unclipped.objectives.pairs import PairModel, PairObjective
 from unclipped.objectives.pairs_config import PairsConfig
@@ -131,3 +132,7 @@ class CoCaObjective(PairObjective):
     def after_step(self) -> None:
         """The factor on cosines stays at 100 or less."""
         clamp_log_scale(self.model.log_scale)
+
+    def health(self, batch: Batch) -> dict[str, float]:
+        """Rank and spread of the mean patch: this loss reads patches alone and leaves a last class token untrained."""
+        return feature_health(self.model.trunk(batch["pixel_values"]).patches.mean(dim=1))

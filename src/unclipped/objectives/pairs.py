@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, nn
 
 from unclipped.objectives.base import Batch, Objective
+from unclipped.objectives.health import feature_health
 from unclipped.objectives.pairs_config import PairsConfig
 from unclipped.objectives.trunk import Trunk
 
@@ -54,3 +55,8 @@ class PairObjective(Objective):
         images, _, height, width = batch["pixel_values"].shape
         patches = (height // trunk.patch_size[0]) * (width // trunk.patch_size[1])
         return images * patches + int(batch["attention_mask"].sum())
+
+    def health(self, batch: Batch) -> dict[str, float]:
+        """Rank and spread of the trunk's pooled features."""
+        trunk: Any = self.model.trunk
+        return feature_health(trunk(batch["pixel_values"]).pooled)
