@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import ViTMAEConfig, ViTMAEModel
 
 from unclipped.core.errors import UsageError
-from unclipped.encoders.build import load_encoder
+from unclipped.encoders.build import build_encoder, load_encoder
+from unclipped.encoders.vit_mae_init import initialise_vit_mae
 from unclipped.images.config import ImageRule
 from unclipped.images.patches import patchify
-from unclipped.objectives.trunk import FAMILIES, Trunk, build_trunk, save_trunk
+from unclipped.objectives.trunk import FAMILIES, Trunk, build_trunk, save_trunk, take
 
 SMALL: dict[str, Any] = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 DECODER = {"model_type": "qwen3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -60,6 +62,44 @@ def test_what_lies_under_the_mask_is_not_seen(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", [(32, 32), (16, 24)])
+def test_all_patches_chosen_in_any_order_are_the_whole_image(family: str, side: tuple[int, int]) -> None:
+    trunk = small_trunk(family)
+    pixels = torch.randn(2, 3, *side)
+    whole = trunk(pixels)
+    keep = torch.rand(2, whole.patches.shape[1]).argsort(dim=1)
+    chosen = trunk(pixels, keep=keep)
+    torch.testing.assert_close(chosen.patches, take(whole.patches, keep))
+    torch.testing.assert_close(chosen.pooled, whole.pooled)
+    torch.testing.assert_close(chosen.prefix, whole.prefix)
+    assert chosen.prefix.shape[1] == trunk.encoder.spec.num_prefix_tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patches_that_are_not_chosen_are_not_seen(family: str) -> None:
+    trunk = small_trunk(family)
+    pixels, keep = torch.randn(1, 3, 32, 32, requires_grad=True), torch.tensor([[9, 4, 15]])
+    chosen = trunk(pixels, keep=keep)
+    assert chosen.patches.shape == (1, 3, 32)
+    chosen.patches.square().sum().backward()
+    assert pixels.grad is not None
+    touched = patchify(pixels.grad, (8, 8))[0].any(dim=1).nonzero().flatten().tolist()
+    assert touched == [4, 9, 15]
+
+
+def test_masked_autoencoders_of_transformers_see_the_same_chosen_patches() -> None:
+    torch.manual_seed(0)
+    fields = {**SMALL, "image_size": 32, "intermediate_size": 48}
+    reference = initialise_vit_mae(ViTMAEModel(ViTMAEConfig(**fields, mask_ratio=0.75))).eval()
+    encoder = build_encoder(ViTMAEConfig(**fields))
+    encoder.model.load_state_dict(reference.state_dict())
+    pixels, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    chosen = Trunk(encoder).eval()(pixels, keep=noise.argsort(dim=1)[:, :4])
+    expected = reference(pixels, noise=noise).last_hidden_state
+    torch.testing.assert_close(torch.cat((chosen.prefix, chosen.patches), dim=1), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_trunk_loads_as_an_encoder(family: str, tmp_path: Path) -> None:
     trunk = small_trunk(family)
     rule = ImageRule(rule="squash", size=(32, 32), patch_size=(8, 8), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
@@ -95,5 +135,10 @@ def test_wrong_input() -> None:
         trunk(torch.zeros(1, 3, 30, 32))
     with pytest.raises(UsageError, match="no mask token; build it with maskable"):
         trunk(torch.zeros(1, 3, 32, 32), mask)
+    with pytest.raises(UsageError, match=r"expected keep \(1, k\) and no mask.*found keep \(2, 3\) and no mask"):
+        trunk(torch.zeros(1, 3, 32, 32), keep=torch.zeros(2, 3, dtype=torch.int64))
+    decoder = {"model_type": "unclipped_llm_encoder", "patch_size": 8, "text_config": DECODER, "stem": "convolution"}
+    with pytest.raises(UsageError, match="chosen patches need the stem 'linear'"):
+        build_trunk(decoder, image_size=None)(torch.zeros(1, 3, 32, 32), keep=torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"expected a mask \(1, 4\), found \(1, 16\)"):
         small_trunk()(torch.zeros(1, 3, 16, 16), mask)

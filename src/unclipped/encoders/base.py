@@ -107,6 +107,15 @@ class VisionEncoder(nn.Module):
         """Call the model on (B, n, channels·ph·pw); returns an output with `last_hidden_state` and `hidden_states`."""
         raise NotImplementedError
 
+    def run_chosen(self, patches: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+        """Last layer's states (B, prefix + k, hidden), after the final norm, of the chosen patches of images of one
+        grid: they get the positions that they have in the whole image, and see each other and the prefix tokens only.
+
+        patches (B, k, channels·ph·pw): the chosen ones; keep (B, k): their places, row-major. Raises UsageError for a
+        family that has no such route.
+        """
+        raise UsageError(f"{self.family}: it cannot run on chosen patches only")
+
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Features (sum_patches, hidden). Raises DataError when patches and grids do not fit each other."""
         if pixel_values.ndim != 2 or pixel_values.shape[1] != self.spec.patch_values:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from unclipped.core.errors import UsageError
 from unclipped.encoders.base import ENCODERS, HALF, VisionEncoder, pair
+from unclipped.encoders.chosen import run_chosen
 from unclipped.encoders.grouping import Grid
 from unclipped.encoders.spec import Objective
 from unclipped.encoders.stem import to_planes
@@ -88,6 +89,9 @@ class Dinov2Encoder(PlaneEncoder):
     def num_prefix_tokens(cls, config: Any) -> int:
         return 1
 
+    def run_chosen(self, patches: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+        return run_chosen(self.model, patches, keep, grid)
+
 
 @ENCODERS.register("dinov2_with_registers")
 class Dinov2WithRegistersEncoder(Dinov2Encoder):
@@ -135,6 +139,9 @@ class ViTEncoder(PlaneEncoder):
     def num_prefix_tokens(cls, config: Any) -> int:
         return 1
 
+    def run_chosen(self, patches: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+        return run_chosen(self.model, patches, keep, grid)
+
 
 @ENCODERS.register("vit_mae")
 class ViTMAEEncoder(PlaneEncoder):
@@ -159,6 +166,9 @@ class ViTMAEEncoder(PlaneEncoder):
     @classmethod
     def num_prefix_tokens(cls, config: Any) -> int:
         return 1
+
+    def run_chosen(self, patches: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+        return run_chosen(self.model, patches, keep, grid)
 
     def more_arguments(self, patches: Tensor) -> dict[str, Any]:
         # The model orders patches by this noise even when it masks none: rising noise keeps them where they are.

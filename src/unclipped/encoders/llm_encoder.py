@@ -82,9 +82,8 @@ class LLMVisionModel(PreTrainedModel):
             raise UsageError(f"decoder '{name}' has rotary tables per kind of layer but names no layer_types")
         return list(layer_types)
 
-    def _tables(self, x: Tensor, grids: Sequence[Grid]) -> list[CosSin]:
-        """cos and sin (1 or B, n, d) for each layer."""
-        rows, columns = grid_positions(grids, x.device)
+    def _tables(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[CosSin]:
+        """cos and sin (1 or B, n, d) for each layer, for patches at rows and columns (1 or B, n)."""
         kinds = self.layer_types or [None] * len(self.decoder.layers)
 
         def tables_of(kind: str | None) -> CosSin:
@@ -131,7 +130,7 @@ class LLMVisionModel(PreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            tables = self._tables(states, [(1, 2)])
+            tables = self._tables(states, *grid_positions([(1, 2)], states.device))
             for layer, (cos, sin) in zip(self.decoder.layers, tables, strict=True):
                 half = cos.shape[-1] // 2
                 other_cos, other_sin = cos.clone(), sin.clone()
@@ -148,16 +147,27 @@ class LLMVisionModel(PreTrainedModel):
         pixel_values: Tensor,
         grids: Sequence[Grid],
         output_hidden_states: bool = False,
+        keep: Tensor | None = None,
     ) -> BaseModelOutput:
         """Encode images of one common number of patches (and, for the convolution stem, one common grid).
 
         pixel_values (B, n, channels·ph·pw), patches row-major; grids: B pairs (rows, columns). Returns
         `last_hidden_state` (B, n, hidden) after the decoder's final norm and, on request, `hidden_states`: the stem's
         output and the output of each layer, before that norm. Each image attends to itself only.
+
+        With `keep` (B, k), pixel_values (B, k, …) are only the patches at these places of images of one grid. Raises
+        UsageError then for the convolution stem, which reads patches across their borders.
         """
-        hidden = self.stem(pixel_values, grids[0])  # (B, n, hidden)
+        rows, columns = grid_positions(grids, pixel_values.device)  # (1 or B, n)
+        if keep is not None:
+            if self.config.stem != "linear":
+                raise UsageError(
+                    f"stem '{self.config.stem}': chosen patches need the stem 'linear', which sees one patch"
+                )
+            rows, columns = rows[0][keep], columns[0][keep]  # (B, k)
+        hidden = self.stem(pixel_values, grids[0])  # (B, n or k, hidden)
         states = [hidden] if output_hidden_states else None
-        for layer, tables in zip(self.decoder.layers, self._tables(hidden, grids), strict=True):
+        for layer, tables in zip(self.decoder.layers, self._tables(hidden, rows, columns), strict=True):
             hidden = run_layer(layer, hidden, tables)
             if states is not None:
                 states.append(hidden)
@@ -212,6 +222,9 @@ class LLMEncoder(VisionEncoder):
 
     def run(self, patches: Tensor, grids: list[Grid], output_hidden_states: bool) -> Any:
         return self.model(patches, grids, output_hidden_states=output_hidden_states)
+
+    def run_chosen(self, patches: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+        return self.model(patches, [grid], keep=keep).last_hidden_state
 
 
 def register_llm_encoder() -> None:

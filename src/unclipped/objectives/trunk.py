@@ -48,7 +48,9 @@ class TrunkOutput:
     pooled: Tensor
     """(B, D): the class token where the family has one, else the mean of the patches."""
     patches: Tensor
-    """(B, n, D), prefix tokens removed, row-major."""
+    """(B, n, D), prefix tokens removed, row-major; or the chosen ones in the order they were named."""
+    prefix: Tensor
+    """(B, p, D): class and register tokens; p is 0 where the family has none."""
 
 
 class Trunk(nn.Module):
@@ -78,12 +80,13 @@ class Trunk(nn.Module):
                 raise UsageError(f"{encoder.family}: its patches cannot be masked; train one of {', '.join(FAMILIES)}")
             self.mask_token = nn.Parameter(torch.randn(self.width) * TOKEN_STD)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> TrunkOutput:
+    def forward(self, pixels: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TrunkOutput:
         """Encode images; positions are interpolated as the family does it.
 
         pixels: (B, C, H, W), normalised, H and W multiples of the patch. mask: (B, n) bool, these patches enter as the
-        mask token. Raises UsageError for a side that patches do not fill, a mask on a trunk that has no mask token, or
-        a mask of another shape.
+        mask token. keep: (B, k) int64, only these patches enter, at their own positions. Raises UsageError for a side
+        that patches do not fill, a mask on a trunk that has no mask token, a mask of another shape, a mask together
+        with `keep`, or a family that cannot run on chosen patches.
         """
         height, width = pixels.shape[-2:]
         (ph, pw), batch = self.patch_size, pixels.shape[0]
@@ -94,8 +97,15 @@ class Trunk(nn.Module):
             )
         grid = (height // ph, width // pw)
         patches = patchify(pixels, self.patch_size)  # (B, n, C·ph·pw)
-        if mask is None:
-            output = self.encoder.run(patches, [grid] * batch, False)
+        if keep is not None:
+            if mask is not None or keep.ndim != 2 or keep.shape[0] != batch:
+                raise UsageError(
+                    f"trunk: expected keep ({batch}, k) and no mask beside it, found keep {tuple(keep.shape)} and "
+                    f"{'no' if mask is None else 'a'} mask"
+                )
+            states = self.encoder.run_chosen(take(patches, keep), keep, grid)  # (B, prefix + k, D)
+        elif mask is None:
+            states = self.encoder.run(patches, [grid] * batch, False).last_hidden_state
         else:
             if self.mask_token is None:
                 raise UsageError("trunk: a mask was given, but this trunk has no mask token; build it with maskable")
@@ -108,17 +118,23 @@ class Trunk(nn.Module):
 
             handle = self._embedding().register_forward_hook(hide)
             try:
-                output = self.encoder.run(patches, [grid] * batch, False)
+                states = self.encoder.run(patches, [grid] * batch, False).last_hidden_state
             finally:
                 handle.remove()
-        states, prefix = output.last_hidden_state, self.encoder.spec.num_prefix_tokens  # (B, prefix + n, D)
-        features = states[:, prefix:]
-        return TrunkOutput(pooled=states[:, 0] if prefix else features.mean(dim=1), patches=features)
+        prefix = self.encoder.spec.num_prefix_tokens
+        features = states[:, prefix:]  # (B, n or k, D)
+        pooled = states[:, 0] if prefix else features.mean(dim=1)
+        return TrunkOutput(pooled=pooled, patches=features, prefix=states[:, :prefix])
 
     def _embedding(self) -> nn.Module:
         """The module whose output (B, n, D) is the patches before positions and class token."""
         model: Any = self.encoder.model
         return model.stem if hasattr(model, "stem") else model.embeddings.patch_embeddings
+
+
+def take(rows: Tensor, places: Tensor) -> Tensor:
+    """Of (B, n, D) the rows at places (B, k) → (B, k, D)."""
+    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))
 
 
 def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool = False) -> Trunk:
