@@ -8,7 +8,17 @@ import sys
 import typer
 
 from unclipped import __version__
-from unclipped.cli import assemble, chat, eval_encoder, evaluate, pretrain, quickstart, recipes, train
+from unclipped.cli import (
+    assemble,
+    chat,
+    compare_objectives,
+    eval_encoder,
+    evaluate,
+    pretrain,
+    quickstart,
+    recipes,
+    train,
+)
 from unclipped.core.errors import UnclippedError
 
 INTERRUPTED = 130
@@ -41,7 +51,7 @@ def _common(
         os.environ["UNCLIPPED_DEBUG"] = "1"
 
 
-for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, chat, recipes):
+for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, chat, recipes):
     command.register(app)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,7 @@ class DistillObjective(Objective):
             )
         seen = guide((pixels - own_mean) / own_std)
         height, width = self.teacher_grid
-        return TrunkOutput(seen.pooled, terms.resize_grid(seen.patches, (height, width), self.grid))
+        return replace(seen, patches=terms.resize_grid(seen.patches, (height, width), self.grid))
 
     def health(self, batch: Batch) -> dict[str, float]:
         """Rank and spread of the student's pooled features."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from unclipped.core.config import merge
 from unclipped.core.errors import UsageError, nearest
 
 
@@ -60,17 +61,6 @@ def _find(name: str, relative_to: Path | None) -> tuple[str, str, Path | None]:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise UsageError(f"recipe {name}: no such file")
     raise UsageError(f"unknown recipe '{name}'; {nearest(name, builtin_names())}; or give a .yaml file")
-
-
-def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the fields of `change` over it: mappings merge field by field, everything else is replaced."""
-    merged = copy.deepcopy(base)
-    for key, value in change.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
 
 
 def apply_overrides(recipe: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

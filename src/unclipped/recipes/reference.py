@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from unclipped.recipes.schema import PretrainRecipe, TrainRecipe
+from unclipped.recipes.schema import ComparisonRecipe, PretrainRecipe, TrainRecipe
 from unclipped.recipes.validation import models_in
 
 HEAD = """# Recipe reference
@@ -31,8 +31,13 @@ def reference() -> str:
     """The whole page."""
     seen: dict[str, type[BaseModel]] = {}
     pages = [HEAD]
-    for command, schema in (("train", TrainRecipe), ("pretrain", PretrainRecipe)):
-        pages.append(f"## `unclipped {command}` (`kind: {command}`)\n\n{_table(schema)}")
+    commands = (
+        ("train", "train", TrainRecipe),
+        ("pretrain", "pretrain", PretrainRecipe),
+        ("compare-objectives", "comparison", ComparisonRecipe),
+    )
+    for command, kind, schema in commands:
+        pages.append(f"## `unclipped {command}` (`kind: {kind}`)\n\n{_table(schema)}")
         _collect(schema, seen)
     pages.append("## Sections\n")
     for name in sorted(seen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from unclipped.studies.comparison_config import ComparisonConfig
 from unclipped.studies.config import ExperimentConfig
 from unclipped.training.config import PretrainConfig
 
@@ -22,3 +23,10 @@ class PretrainRecipe(PretrainConfig):
     """Which command runs it."""
     description: str = ""
     """What the run is for, in one sentence."""
+
+
+class ComparisonRecipe(ComparisonConfig):
+    """A recipe of `unclipped compare-objectives`."""
+
+    kind: Literal["comparison"] = "comparison"
+    """Which command runs it."""

@@ -34,12 +34,14 @@ def arms_of(config: ExperimentConfig, output: Path) -> list[Arm]:
     """The model's arm and one for each baseline; each baseline differs from the model in exactly one thing."""
     arms = [Arm("model", config, output)]
     for name in config.baselines:
-        changed = _blind(config) if name == "blind" else _random_encoder(config)
+        changed = blind(config) if name == "blind" else random_encoder(config)
         arms.append(Arm(name, changed, output / "baselines" / name))
     return arms
 
 
-def _blind(config: ExperimentConfig) -> ExperimentConfig:
+def blind(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment without its images, in training and test."""
+
     def hide(data: DataConfig) -> DataConfig:
         return data.model_copy(update={"blind": config.blind_image})
 
@@ -50,7 +52,8 @@ def _blind(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"data": hide(config.data), "stages": stages, "evaluation": evaluation})
 
 
-def _random_encoder(config: ExperimentConfig) -> ExperimentConfig:
+def random_encoder(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment with fresh weights in its encoder."""
     return config.model_copy(update={"model": config.model.model_copy(update={"random_vision": True})})
 
 

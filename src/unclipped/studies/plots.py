@@ -213,6 +213,32 @@ def line_plot(plot: LinePlot, *, narrow: bool) -> str:
         return _svg(figure, salt, f"{plot.title}: {', '.join(plot.lines)} against step")
 
 
+def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bool) -> str:
+    """One figure an arm, a point with its interval, arms from top to bottom. rows: {arm: {value, low, high}}."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.4 if narrow else 8.2, 0.7 + 0.27 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(rows.values()):
+            axes.plot([row["low"], row["high"]], [place, place], color=ARM_COLOURS[0], linewidth=1.6)
+            axes.plot(row["value"], place, marker="o", markersize=5, color=ARM_COLOURS[0])
+            axes.annotate(
+                f"{row['value']:.3f}", (row["high"], place), (5, 0), textcoords="offset points", va="center", size=8,
+                color=FAINT,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(0, min(1.08, 1.15 * max((row["high"] for row in rows.values()), default=1.0)) or 1.0)
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        _bare(axes)
+        axes.spines["bottom"].set_visible(False)
+        salt = f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{'narrow' if narrow else 'wide'}"
+        return _svg(figure, salt, f"{title}: a point with its interval for {', '.join(rows)}")
+
+
 def bar_plot(
     arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
     metric: str,

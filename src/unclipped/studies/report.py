@@ -68,7 +68,7 @@ def render_report(data: ReportData) -> str:
         gallery=[(item, image_uri(item)) for item in data.gallery],
         num_right=sum(item.is_right for item in data.gallery),
         has_perplexity=has_perplexity,
-        environment=_environment_rows(data.environment),
+        environment=environment_rows(data.environment),
     )
 
 
@@ -143,7 +143,7 @@ def image_uri(item: GalleryItem) -> dict[str, Any] | None:
     }
 
 
-def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The environment as (name, value) rows, nested values joined."""
     rows = []
     for name, value in environment.items():

@@ -77,7 +77,7 @@ def write_experiment_report(
         description=config.description,
         difficulty=config.difficulty,
         arms=results,
-        overall=_overall(arms, config),
+        overall=overall_rows(arms, config),
         differences=_difference_rows(differences, config),
         groups=_groups(evaluated, config),
         curves={arm.name: _metrics(arm.folder / "metrics.jsonl") for arm in arms},
@@ -97,7 +97,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_jsonl(path)] if path.is_file() else []
 
 
-def _overall(arms: Sequence[Arm], config: ExperimentConfig) -> dict[str, Any]:
+def overall_rows(arms: Sequence[Arm], config: ExperimentConfig) -> dict[str, Any]:
     """{arm: row} over all items, where one task makes that a single figure."""
     if len(config.evaluation.tasks) != 1:
         return {}
