@@ -11,6 +11,7 @@ from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.objectives.distill_config import DistillConfig
+from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
 from unclipped.objectives.pairs_config import PairsConfig
 
 Part = Literal["vision", "connector", "text"]
@@ -148,8 +149,9 @@ class PretrainConfig(FrozenConfig):
     """What is learned."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
-    (masked_autoencoder), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
-    (the others). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b, webmae-0.3b … -3b."""
+    (masked_autoencoder only), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
+    (all but language_model). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b,
+    webmae-0.3b … -3b."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
@@ -189,6 +191,8 @@ class PretrainConfig(FrozenConfig):
     """masked_autoencoder, distill: smallest side in pixels of the random window cut from the batch; null: none."""
     flip: bool = True
     """masked_autoencoder, distill: mirror half of the images."""
+    masked_autoencoder: MaskedAutoencoderConfig = MaskedAutoencoderConfig()
+    """masked_autoencoder: mask and decoder, except for the shape `vit_mae`, which names them itself."""
     dinov2: DinoV2Config = DinoV2Config()
     """dinov2: crops, heads, centring and weights of the loss."""
     distill: DistillConfig | None = None

@@ -11,19 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTMAEConfig
 
 from unclipped.core.errors import DataError, UsageError, nearest
-from unclipped.core.files import whole_folder, write_json
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart
 from unclipped.data.statistics import statistics_of_images
-from unclipped.encoders.checkpoint import quiet
-from unclipped.encoders.vit_mae_init import initialise_vit_mae
+from unclipped.encoders.build import build_encoder
+from unclipped.encoders.hf import keep_as_buffer
+from unclipped.encoders.spec import declare_objective
+from unclipped.encoders.vit_mae_init import fill_table
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.images.rules import apply_rule
-from unclipped.objectives.masked_autoencoder import MaskedAutoencoderObjective
+from unclipped.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderObjective
+from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
+from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
 from unclipped.training.config import PretrainConfig
 from unclipped.training.stages import Job
 
@@ -41,17 +44,34 @@ _SMALL = {
     "norm_pix_loss": True,
 }
 _MEASURED_IMAGES = 512
+DEFAULT_SIDE = 96
 _CACHE_BYTES = 1 << 29
 
 
-def build_autoencoder(shape: dict[str, Any], image_size: int | None = None) -> ViTMAEForPreTraining:
-    """A ViTMAE with fresh weights, positions included. `shape`: fields of ViTMAEConfig; the default is small.
+def build_autoencoder(
+    shape: dict[str, Any], image_size: int | None = None, config: MaskedAutoencoderConfig | None = None
+) -> MaskedAutoencoder:
+    """A masked autoencoder with fresh weights, positions included.
 
-    Raises UsageError for another model type, an unknown field, or an image side that patches do not fill.
+    `shape`: `model_type` `vit_mae` (the default: small) with fields of ViTMAEConfig, which name the decoder too; or a
+    shape of `build_trunk`, whose decoder is that of `config`. An encoder with a position table has it fixed at sines
+    and cosines. Raises UsageError for another model type, an unknown field, an image side that patches do not fill,
+    or a `config` beside a `vit_mae`.
     """
-    fields = dict(shape)
-    if (model_type := fields.pop("model_type", "vit_mae")) != "vit_mae":
-        raise UsageError(f"shape.model_type: masked_autoencoder trains vit_mae, found '{model_type}'")
+    if "name" in shape or shape.get("model_type", "vit_mae") != "vit_mae":
+        is_decoder = shape.get("model_type") == "unclipped_llm_encoder"
+        trunk = build_trunk(shape, image_size=None if is_decoder else image_size)
+        if not is_decoder:
+            model: Any = trunk.encoder.model
+            fill_table(model.embeddings.position_embeddings.data)
+            keep_as_buffer(model, "embeddings.position_embeddings")
+        return MaskedAutoencoder(trunk, config or MaskedAutoencoderConfig())
+    if config not in (None, MaskedAutoencoderConfig()):
+        raise UsageError(
+            "masked_autoencoder: the shape of a vit_mae names mask and decoder itself (mask_ratio, norm_pix_loss, "
+            "decoder_…); leave this section out, or train a vit"
+        )
+    fields = {name: value for name, value in shape.items() if name != "model_type"}
     known = ViTMAEConfig().to_dict()
     for name in fields:
         if name not in known:
@@ -64,7 +84,16 @@ def build_autoencoder(shape: dict[str, Any], image_size: int | None = None) -> V
         raise UsageError(
             f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
         )
-    return initialise_vit_mae(ViTMAEForPreTraining(ViTMAEConfig.from_dict(merged)))
+    given: Any = ViTMAEConfig.from_dict(merged)
+    options = MaskedAutoencoderConfig(
+        mask_ratio=given.mask_ratio,
+        normalise_pixels=given.norm_pix_loss,
+        decoder_width=given.decoder_hidden_size,
+        decoder_blocks=given.decoder_num_hidden_layers,
+        decoder_heads=given.decoder_num_attention_heads,
+        decoder_hidden=given.decoder_intermediate_size,
+    )
+    return MaskedAutoencoder(Trunk(build_encoder(given)), options, eps=given.layer_norm_eps)
 
 
 class ImageExamples:
@@ -149,39 +178,37 @@ class ImageExamples:
 def masked_autoencoder_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the autoencoder and describe the training. Raises UsageError and DataError."""
     torch.manual_seed(config.training.seed)
-    model = build_autoencoder(config.shape, config.image_size)
-    fields: Any = model.config
-    side, patch, channels = fields.image_size, fields.patch_size, fields.num_channels
+    model = build_autoencoder(config.shape, config.image_size, config.masked_autoencoder)
+    trunk = model.trunk
+    channels: Any = trunk.channels
+    native = trunk.encoder.spec.image_size
+    side = native[0] if native is not None else config.image_size or DEFAULT_SIDE
+    if any(side % patch for patch in trunk.patch_size):
+        raise UsageError(
+            f"image_size: {side} px are no multiple of the patch of {trunk.patch_size[0]}×{trunk.patch_size[1]} px"
+        )
     mixture = Mixture(config.data, config.training.seed)
-    rule = ImageRule(rule="squash", size=(side, side), patch_size=(patch, patch), channels=channels)
+    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
     images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)
     mean, std = statistics_of_images(images, rule)
     rule = rule.model_copy(update={"mean": mean, "std": std})
+    num_patches = (side // trunk.patch_size[0]) * (side // trunk.patch_size[1])
+    model.visible(num_patches)
+    encoder_config: Any = trunk.encoder.model.config
+    declare_objective(encoder_config, "self_supervised")  # whatever the family usually stands for
 
     def save(folder: Path) -> None:
-        with whole_folder(folder) as temporary, quiet():
-            model.vit.save_pretrained(temporary)
-            write_json(temporary / "preprocessor_config.json", _preprocessor(rule))
+        if encoder_config.model_type != "vit_mae":
+            return save_trunk(trunk, folder, rule)
+        encoder_config.mask_ratio = model.options.mask_ratio  # for who goes on training it as a ViTMAE
+        try:
+            save_trunk(trunk, folder, rule)
+        finally:
+            encoder_config.mask_ratio = 0.0  # in the encoder, which sees what it is given
 
     return Job(
         model=model,
         make_objective=lambda stage, carried: MaskedAutoencoderObjective(model),
-        make_examples=lambda stage: ImageExamples(mixture, rule, config, num_patches=(side // patch) ** 2),
+        make_examples=lambda stage: ImageExamples(mixture, rule, config, num_patches=num_patches),
         save=save,
     )
-
-
-def _preprocessor(rule: ImageRule) -> dict[str, Any]:
-    """What transformers' ViT image processor reads."""
-    assert rule.size is not None
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": rule.size[0], "width": rule.size[1]},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(rule.mean),
-        "image_std": list(rule.std),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from unclipped.core.errors import UnclippedError
 from unclipped.images.config import ImageRule
+from unclipped.images.patches import patchify, unpatchify
 from unclipped.objectives.base import Batch, Objective
 from unclipped.objectives.health import patch_colours, undisturbed
-from unclipped.objectives.masked_autoencoder import MaskedAutoencoderObjective
+from unclipped.objectives.masked_autoencoder import EPSILON, MaskedAutoencoder, MaskedAutoencoderObjective
 from unclipped.objectives.trunk import Trunk
 from unclipped.training.batches import StageBatches
 
@@ -69,26 +70,25 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     return sheet
 
 
-def reconstruction(model: Any, batch: Batch, rule: ImageRule) -> list[list[np.ndarray]]:
-    """Image, visible patches, and visible patches with what `model` (ViTMAE) puts in the others; a row for each image.
+def reconstruction(model: MaskedAutoencoder, batch: Batch, rule: ImageRule) -> list[list[np.ndarray]]:
+    """Image, visible patches, and visible patches with what `model` puts in the others; a row for each image.
 
     `batch`: `pixel_values` (B, C, S, S) and `noise` (B, n). Where the model learns patches of mean 0 and variance 1,
     mean and variance of the true patch are put back, as in the loss: without them there is no picture.
     """
     pixels = batch["pixel_values"][:_IMAGES]
-    output = model(pixel_values=pixels, noise=batch["noise"][:_IMAGES])
-    true = model.patchify(pixels)  # (B, n, p·p·C)
-    filled = output.logits
-    if model.config.norm_pix_loss:
-        filled = filled * (true.var(dim=-1, keepdim=True) + 1e-6).sqrt() + true.mean(dim=-1, keepdim=True)
-    is_hidden = output.mask[..., None].bool()  # (B, n, 1)
-    grey = torch.zeros_like(true)  # the mean colour, on the normalised scale
-    columns = (
-        true,
-        torch.where(is_hidden, grey, true),
-        torch.where(is_hidden, filled.to(true.dtype), true),
-    )
-    pictures = [_shown(model.unpatchify(column), rule) for column in columns]
+    output = model(pixels, batch["noise"][:_IMAGES])
+    (height, width), channels = model.trunk.patch_size, pixels.shape[1]
+    true = patchify(pixels, (height, width))  # (B, n, C·ph·pw)
+    places = output.hidden[..., None].expand(-1, -1, true.shape[2])  # (B, h, C·ph·pw)
+    predicted = output.predicted.to(true.dtype)
+    if model.options.normalise_pixels:
+        variance, mean = torch.var_mean(true.gather(1, places), dim=-1, keepdim=True)
+        predicted = predicted * (variance + EPSILON).sqrt() + mean
+    grey = torch.zeros_like(predicted)  # the mean colour, on the normalised scale
+    columns = (true, true.scatter(1, places, grey), true.scatter(1, places, predicted))
+    grid = pixels.shape[2] // height, pixels.shape[3] // width
+    pictures = [_shown(unpatchify(column, grid, (height, width), channels), rule) for column in columns]
     return [list(row) for row in zip(*pictures, strict=True)]
 
 
