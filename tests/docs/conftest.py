@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from docs_pages import PAGES, blocks
 
-from support.tiny_models import tiny_encoder, tiny_image, tiny_lm, tiny_vlm
+from support.tiny_models import tiny_encoder, tiny_image, tiny_lm, tiny_tokenizer, tiny_vlm
+from unclipped.encoders.spec import declare_objective
+from unclipped.images.config import ImageRule
+from unclipped.objectives.contrastive import ContrastiveObjective
+from unclipped.objectives.pairs_config import PairsConfig
+from unclipped.objectives.text_side import save_text_side
+from unclipped.objectives.trunk import build_trunk, save_trunk
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +43,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             photo = folder / "my-photos" / split / ("cats" if number % 2 else "dogs") / f"{number}.png"
             photo.parent.mkdir(parents=True, exist_ok=True)
             tiny_image(32, 48, offset=8 * number + len(split)).save(photo)
+    captions = [
+        {"id": split, "image": f"{split}/dogs/0.png", "question": "", "answer": f"a {split} dog"}
+        for split in ("train", "test")
+    ]
+    (folder / "my-captions").mkdir()
+    shutil.copytree(folder / "my-photos", folder / "my-captions", dirs_exist_ok=True)
+    (folder / "my-captions" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
+    tiny_clip(folder / "my-clip")
     tiny_lm(folder / "my-lm")
     tiny_encoder(folder / "my-vit", image_size=16, patch_size=8)
     tiny_vlm(folder / "quickstart", output=folder / "quickstart" / "model")
@@ -53,6 +67,18 @@ def workspace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(folder)
     monkeypatch.delenv("UNCLIPPED_DATA", raising=False)
     return folder
+
+
+def tiny_clip(folder: Path) -> None:
+    """An encoder as pretraining on captions saves it, untrained."""
+    shape = {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    trunk, tokenizer = build_trunk(shape, image_size=16), tiny_tokenizer()
+    pairs = PairsConfig(embedding_size=8, context_length=32, text_width=16, text_layers=1, text_heads=2)
+    rule = ImageRule(rule="squash", size=(16, 16), patch_size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+    declare_objective(trunk.encoder.model.config, "contrastive")
+    save_trunk(trunk, folder, rule)
+    model = ContrastiveObjective.build(trunk, tokenizer, pairs).model
+    save_text_side(folder, model, tokenizer, rule, objective="contrastive", pairs=pairs)
 
 
 def images_in(row: dict) -> list[str]:

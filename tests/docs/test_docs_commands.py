@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from unclipped.cli.main import app
 from unclipped.core.errors import CheckpointError
+from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.recipes.loading import read_recipe
 from unclipped.recipes.schema import PretrainRecipe, TrainRecipe
-from unclipped.recipes.validation import load_recipe
+from unclipped.recipes.validation import load_recipe, validate
 
 SHORT = ["training.threads=1", "evaluation.bootstrap_samples=100", "evaluation.tasks.0.max_new_tokens=2"]
 TWO_STAGES = [f"stages.{i}.{field}" for i in (0, 1) for field in ("steps=2", "warmup_steps=0", "batch_size=4")] + SHORT
@@ -66,6 +67,7 @@ RUN: dict[str, list[str]] = {
     "unclipped eval-encoder my-vit --segmentation generated:shapes --output runs/my-vit-masks": [
         *EVAL, "segmentation.steps=2", "segmentation.train_limit=4", "segmentation.test_limit=3",
     ],
+    "unclipped eval-encoder my-clip --recipe my-zero-shot.yaml --output runs/my-clip-probes": EVAL,
 }  # fmt: skip
 
 # Run without a network: they must end with one line that says so and names the folder form that works instead.
@@ -168,8 +170,11 @@ def test_recipes_on_the_pages_are_valid() -> None:
     assert files
     for file in files:
         assert file is not None, "name the file of each recipe in the sentence before it"
-        kind = read_recipe(file).get("kind")
-        load_recipe(file, TrainRecipe if kind == "train" else PretrainRecipe)
+        recipe = read_recipe(file)
+        if "kind" not in recipe:
+            validate(recipe, EncoderEvaluationConfig, file)
+            continue
+        load_recipe(file, TrainRecipe if recipe["kind"] == "train" else PretrainRecipe)
 
 
 def test_make_targets_and_scripts_exist() -> None:

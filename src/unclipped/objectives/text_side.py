@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 
 from unclipped.core.errors import CheckpointError
 from unclipped.core.files import whole_folder, write_json
-from unclipped.encoders.build import load_encoder
+from unclipped.encoders.build import build_encoder, load_encoder
 from unclipped.encoders.checkpoint import first_line, quiet, raise_misfits
 from unclipped.images.config import ImageRule
 from unclipped.objectives.caption_tokens import CaptionTokens
@@ -100,9 +101,10 @@ def save_text_side(
         write_json(temporary / _CONFIG, fields)
 
 
-def load_text_side(folder: str | Path) -> TextSide:
+def load_text_side(folder: str | Path, *, random_seed: int | None = None) -> TextSide:
     """The text side of an encoder folder that pretraining on pairs wrote, with its encoder.
 
+    random_seed: fresh weights on both sides drawn from it, beside the folder's own tokenizer.
     Raises CheckpointError when the folder has none, or when its files do not fit each other.
     """
     folder = Path(folder)
@@ -126,6 +128,13 @@ def load_text_side(folder: str | Path) -> TextSide:
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
     encoder, _ = load_encoder(str(folder), baseline=True)
+    captions = CaptionTokens(tokenizer, pairs.context_length, pairs.long_captions)
+    if random_seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_seed)
+            shape, spec = copy.deepcopy(encoder.model.config), encoder.spec
+            fresh = Trunk(build_encoder(shape, baseline=True, mean=spec.mean, std=spec.std))
+            return TextSide(kind.build(fresh, tokenizer, pairs).model, captions, rule, fields["objective"])
     model: PairModel = kind.build(Trunk(encoder), tokenizer, pairs).model
     own = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_TRUNK)}
     raise_misfits(
@@ -139,5 +148,4 @@ def load_text_side(folder: str | Path) -> TextSide:
         ],
     )
     model.load_state_dict(tensors, strict=False)
-    captions = CaptionTokens(tokenizer, pairs.context_length, pairs.long_captions)
     return TextSide(model, captions, rule, fields["objective"])

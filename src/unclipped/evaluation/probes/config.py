@@ -13,6 +13,7 @@ Arm = Literal["random_weights", "raw_pixels"]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
+PLAIN_TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.", "an image of the {}.")
 GENERATED_TRAIN, GENERATED_TEST = 2000, 500
 """Images drawn from an endless source whose limits are not set."""
 
@@ -118,6 +119,41 @@ class SegmentationConfig(FrozenConfig):
     """Seed of the order of the images, of the head's first values and of generated images."""
 
 
+class ZeroShotConfig(FrozenConfig):
+    """Classes of `data` by the similarity of an image with prompts that name them; nothing is trained."""
+
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = PLAIN_TEMPLATES
+    """Prompts; `{}` is where the name of the class goes. A class is the mean of its prompts' unit vectors."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Words for classes whose label is none, such as {n01440764: tench}; other classes are called by their label."""
+
+    @field_validator("templates")
+    @classmethod
+    def _one_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for template in value:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r}: expected exactly one {{}}, where the name of the class goes")
+        return value
+
+
+class RetrievalConfig(FrozenConfig):
+    """Images with captions, each to be found from the other."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A folder or file of one-image questions whose answer is the caption, as pretraining on pairs reads them; several
+    rows about one image are captions of it. `$NAME` is an environment variable."""
+    split: str = "test"
+    """Split that is reported."""
+    limit: Count | None = None
+    """Only the first so many pairs."""
+    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 10)
+    """Numbers of candidates among which the right one counts as found."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generated task or of the reader."""
+    seed: int = 0
+    """Seed of generated images."""
+
+
 class EncoderEvaluationConfig(FrozenConfig):
     """One frozen encoder, the probes put to it, and what it is compared with."""
 
@@ -141,6 +177,10 @@ class EncoderEvaluationConfig(FrozenConfig):
     """Settings of the linear probe."""
     segmentation: SegmentationConfig | None = None
     """Images with masks for the segmentation probe; None: left out."""
+    zero_shot: ZeroShotConfig | None = None
+    """Naming the classes of `data`, for an encoder saved with its text side; None: left out."""
+    retrieval: RetrievalConfig | None = None
+    """Finding images and captions, for an encoder saved with its text side; None: left out."""
     compare: tuple[Arm, ...] = ("random_weights", "raw_pixels")
     """What the encoder is compared with on the same items: its architecture with fresh weights, and plain pixels."""
     random_seed: int = 0
@@ -164,10 +204,12 @@ class EncoderEvaluationConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> EncoderEvaluationConfig:
-        if self.data is None and self.segmentation is None:
-            raise ValueError("nothing to measure: give data (labelled images), segmentation, or both")
-        if self.data is not None and not self.probes:
-            raise ValueError("probes: data is given but no probe; expected knn, linear or both")
+        if self.data is None and self.segmentation is None and self.retrieval is None:
+            raise ValueError("nothing to measure: give data (labelled images), segmentation, retrieval, or several")
+        if self.data is not None and not self.probes and self.zero_shot is None:
+            raise ValueError("probes: data is given but no probe; expected knn, linear or both, or zero_shot")
+        if self.zero_shot is not None and self.data is None:
+            raise ValueError("zero_shot: its classes and images are those of data, which is missing")
         if self.segmentation is not None and self.resize != "squash":
             raise ValueError("segmentation needs resize: squash, so that masks and images are cut alike")
         return self

@@ -14,8 +14,26 @@ from unclipped.encoders.build import LLM_PREFIX
 from unclipped.evaluation.intervals import Difference, Estimate
 from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 
-ARM_NAMES = {"encoder": "the encoder", "random_weights": "random weights", "raw_pixels": "raw pixels"}
-PROBE_NAMES = {"knn": "k-NN", "linear": "linear", "segmentation": "mIoU"}
+ARM_NAMES = {
+    "encoder": "the encoder",
+    "random_weights": "random weights",
+    "raw_pixels": "raw pixels",
+    "majority": "most frequent class",
+}
+PROBE_NAMES = {"knn": "k-NN", "linear": "linear", "zero_shot": "zero-shot", "segmentation": "mIoU"}
+RETRIEVAL = "retrieval_"
+
+
+def probe_name(probe: str) -> str:
+    """Text form for tables.
+
+    >>> probe_name("retrieval_image_to_text_at_5")
+    'image to text R@5'
+    """
+    if not probe.startswith(RETRIEVAL):
+        return PROBE_NAMES[probe]
+    way, _, k = probe.removeprefix(RETRIEVAL).rpartition("_at_")
+    return f"{way.replace('_', ' ')} R@{k}"
 
 
 @dataclass(frozen=True)
@@ -98,11 +116,11 @@ def _difference(row: Difference | None) -> str:
 def rows_of(results: EncoderResults) -> list[tuple[str, str, str, str, str]]:
     """(probe and metric, features, figure, encoder minus these, chosen setting) of each measurement, probe by probe."""
     rows = []
-    for probe in PROBE_NAMES:
+    for probe in dict.fromkeys(row.probe for row in results.measurements):
         for row in results.measurements:
             if row.probe == probe:
                 difference = _difference(results.differences.get(probe, {}).get(row.arm))
-                rows.append((PROBE_NAMES[probe], ARM_NAMES[row.arm], _figure(row.estimate), difference, row.chosen))
+                rows.append((probe_name(probe), ARM_NAMES[row.arm], _figure(row.estimate), difference, row.chosen))
     return rows
 
 
@@ -111,7 +129,7 @@ HEADINGS = ("probe", "features", "test", "encoder minus these", "chosen on the d
 
 def results_table(results: EncoderResults) -> Table:
     """The figures for the terminal; settings that were chosen stand in the report."""
-    table = Table(title="frozen features: accuracy of k-NN and linear heads, mIoU", title_justify="left")
+    table = Table(title="frozen features: accuracy, mIoU, recall at k", title_justify="left")
     for number, heading in enumerate(HEADINGS[:4]):
         table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
     last = None
@@ -140,6 +158,12 @@ def remarks(results: EncoderResults, config: EncoderEvaluationConfig) -> list[st
     shared = results.data.get("labelled", {}).get("test_images_in_train", 0)
     if shared:
         lines.append(f"{shared:,} test images are in the train split too; remove them from one of the two.")
+    doubled = results.data.get("retrieval", {}).get("captions_of_several_images", 0)
+    if doubled:
+        lines.append(
+            f"{doubled:,} captions for retrieval are, word for word, those of another image too. Equal "
+            "similarity counts as not found, so these are missed at k = 1; use captions that tell images apart."
+        )
     return lines
 
 
@@ -151,7 +175,8 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
         f"Family `{encoder['family']}`, {encoder['parameters']:,} parameters, frozen; images {config.resize} to "
         f"{encoder['image_size'][0]}x{encoder['image_size'][1]} px. {round(100 * config.confidence)} % intervals, "
         f"bootstrap over test images ({config.bootstrap_samples:,} resamples); differences are paired. k-NN and "
-        "linear rows are accuracies, mIoU rows the mean intersection over union; higher is better."
+        "linear and zero-shot rows are accuracies, mIoU rows the mean intersection over union, R@k rows the share "
+        "found among the k nearest, resampled by image; higher is better."
     )
     lines += ["", f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
     lines += [f"| {' | '.join(row)} |" for row in rows_of(results)]
@@ -172,6 +197,9 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
             "",
             *_class_table([row for row in results.measurements if row.probe == "segmentation"]),
         ]
+    if "retrieval" in results.data:
+        data = results.data["retrieval"]
+        lines += ["", f"Retrieval: `{data['source']}`, {data['images']:,} images, {data['captions']:,} captions."]
     for remark in remarks(results, config):
         lines += ["", remark]
     lines += ["", "Settings stand in `recipe.yaml`, machine and versions in `environment.json`."]

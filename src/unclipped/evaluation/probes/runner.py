@@ -53,6 +53,7 @@ from unclipped.evaluation.probes.segmentation import (
     measure_overlaps,
     train_segmenter,
 )
+from unclipped.evaluation.probes.text_probes import TextProbes, load_captioned
 from unclipped.images.config import ImageRule
 from unclipped.training.device import choose_device
 
@@ -73,13 +74,24 @@ def evaluate_encoder(
     output, console = Path(output), console or Console()
     labelled = None if config.data is None else load_labelled(config.data)
     segmented = None if config.segmentation is None else load_segmented(config.segmentation)
+    captioned = None if config.retrieval is None else load_captioned(config.retrieval)
     encoder = open_encoder(config)
+    asks_text = config.zero_shot is not None or captioned is not None
+    text = TextProbes(config, output, console) if asks_text else None
     evaluation = _Evaluation(config, encoder, output, console)
     data: dict[str, Any] = {}
     if labelled is not None:
         data["labelled"] = evaluation.probe_labels(labelled)
     if segmented is not None and config.segmentation is not None:
         data["segmentation"] = evaluation.segment(segmented, config.segmentation)
+    if text is not None:
+        if labelled is not None and config.zero_shot is not None:
+            text.name_classes(labelled, config.zero_shot)
+        if captioned is not None and config.retrieval is not None:
+            data["retrieval"] = text.retrieve(captioned, config.retrieval)
+        evaluation.predictions += text.predictions
+        evaluation.measurements += text.measurements
+        evaluation.differences |= text.differences
     facts = {
         "source": shown(config.encoder),
         "family": encoder.spec.family,

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unclipped.core.errors import DataError, UsageError
+from unclipped.evaluation.probes.config import PLAIN_TEMPLATES
 
-PLAIN_TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.", "an image of the {}.")
 _SIMILARITIES_AT_ONCE = 16_000_000  # 64 MB of float32
 
 
