@@ -87,7 +87,7 @@ def test_the_whole_comparison_and_going_on_with_it(tmp_path: Path) -> None:
         "probes": {
             "figure": {
                 "data": {"source": "generated:shapes", "train_limit": 24, "test_limit": 12},
-                "probes": ["knn"], "bootstrap_samples": 100,
+                "probes": ["knn"], "knn": {"k": [3]}, "bootstrap_samples": 100,
             }
         },
         "vlm": {
