@@ -92,6 +92,7 @@ CHECKED = {
     "unclipped pretrain clothing-mae --output runs/clothing-mae": REAL,
     "unclipped pretrain clip-free-lm --output runs/clip-free-lm": REAL,
     "unclipped train clip-free --output runs/clip-free": REAL,
+    "unclipped compare-objectives clothing-objectives --output runs/objectives": REAL,
     "unclipped pretrain real-lm-gpu --output runs/real-lm-gpu": REAL,
     "unclipped train nlvr-gpu --output runs/nlvr-gpu": REAL,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml --output runs/meters-ddp": TWO,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
 from unclipped.recipes.loading import apply_overrides, builtin_names, merge, read_recipe
-from unclipped.recipes.schema import PretrainRecipe, TrainRecipe
+from unclipped.recipes.schema import ComparisonRecipe, PretrainRecipe, TrainRecipe
 from unclipped.recipes.validation import load_recipe, to_yaml, validate
 
 
@@ -112,12 +112,19 @@ def test_overrides_leave_the_given_recipe_alone() -> None:
     assert recipe == {"inner": {"rate": 1}}
 
 
+SCHEMAS: dict[str, type[FrozenConfig]] = {
+    "train": TrainRecipe,
+    "pretrain": PretrainRecipe,
+    "comparison": ComparisonRecipe,
+}
+
+
 @pytest.mark.parametrize("name", builtin_names())
 def test_every_built_in_recipe_is_valid_and_described(name: str) -> None:
     recipe = read_recipe(name)
-    assert recipe.get("kind") in {"train", "pretrain"}
+    assert recipe.get("kind") in SCHEMAS
     assert recipe.get("description")
-    schema = TrainRecipe if recipe["kind"] == "train" else PretrainRecipe
+    schema = SCHEMAS[recipe["kind"]]
     config = validate(recipe, schema, name)
     assert validate(yaml.safe_load(to_yaml(config)), schema, name) == config
 
