@@ -98,12 +98,12 @@ def numpy_coca(w: Weights, patches: np.ndarray, tokens: list[int], start: int) -
     text = w["text_projection.weight"] @ norm(x[-1], w, "text.norm")
     x, memory = x[:-1], pool(patches, w, "token_pool")
     for block in range(SMALL["decoder_layers"]):
-        name = f"decoder.{block}"
+        name = f"decoder.blocks.{block}"
         seen = norm(x, w, name + ".norm1")
         x = x + attention(seen, seen, w, name + ".self_attn", True)
         x = x + attention(norm(x, w, name + ".norm2"), memory, w, name + ".multihead_attn", False)
         x = x + feed_forward(norm(x, w, name + ".norm3"), w, name)
-    scores = norm(x, w, "norm") @ w["head.weight"].T
+    scores = norm(x, w, "decoder.norm") @ w["decoder.head.weight"].T
     logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     return image / np.linalg.norm(image), text / np.linalg.norm(text), -sum(logs[i, t] for i, t in enumerate(tokens))
 

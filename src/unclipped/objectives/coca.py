@@ -11,15 +11,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unclipped.objectives.base import OBJECTIVES, Batch, Counts, normaliser
-from unclipped.objectives.dino_losses import wide
-from unclipped.objectives.health import feature_health
+from unclipped.objectives.caption_decoder import CaptionDecoder, moved_on, summed_cross_entropy
 from unclipped.objectives.pair_losses import INFO_NCE_LOG_SCALE, clamp_log_scale, info_nce, unit
 from unclipped.objectives.pairs import PairModel, PairObjective
 from unclipped.objectives.pairs_config import PairsConfig
-from unclipped.objectives.text_tower import STD, TextTower, block_arguments, causal_mask, initialise
+from unclipped.objectives.text_tower import STD, TextTower, causal_mask, initialise
 from unclipped.objectives.trunk import Trunk
 
 IGNORED = -100
@@ -52,11 +50,7 @@ class CoCa(PairModel):
         self.image_pool = AttentionPool(trunk.width, width, queries=1, heads=heads)
         self.token_pool = AttentionPool(trunk.width, width, queries=config.caption_queries, heads=heads)
         self.text = TextTower(vocabulary_size, config, pooling="class")
-        self.decoder = nn.ModuleList(
-            nn.TransformerDecoderLayer(width, heads, **block_arguments(width)) for _ in range(config.decoder_layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary_size, bias=False)
+        self.decoder = CaptionDecoder(vocabulary_size, width=width, heads=heads, layers=config.decoder_layers)
         self.image_projection = nn.Linear(width, config.embedding_size, bias=False)
         self.text_projection = nn.Linear(width, config.embedding_size, bias=False)
         for name, module in self.named_children():
@@ -75,10 +69,8 @@ class CoCa(PairModel):
         image and the tokens before it."""
         patches = self.trunk(pixels).patches  # (B, n, features)
         texts, x = self._text(input_ids, attention_mask)
-        image_tokens, mask = self.token_pool(patches), causal_mask(x.shape[1], x.device)
-        for block in self.decoder:
-            x = block(x, image_tokens, tgt_mask=mask, tgt_is_causal=True)  # (B, T, width)
-        return self._image_feature(patches), texts, self.head(self.norm(x))
+        scores = self.decoder(x, self.token_pool(patches), mask=causal_mask(x.shape[1], x.device), is_causal=True)
+        return self._image_feature(patches), texts, scores
 
     def _image_feature(self, patches: Tensor) -> Tensor:
         return unit(self.image_projection(self.image_pool(patches)[:, 0]))
@@ -86,8 +78,7 @@ class CoCa(PairModel):
     def _text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, embedding size) and the lower half's states (B, T, width) of rows moved on by the start token,
         so that the state at a place has not seen the token of that place."""
-        start = input_ids.new_full((len(input_ids), 1), self.start)
-        output = self.text(torch.cat([start, input_ids[:, :-1]], dim=1), attention_mask)
+        output = self.text(moved_on(input_ids, self.start), attention_mask)
         return unit(self.text_projection(output.pooled)), output.states
 
 
@@ -96,6 +87,7 @@ class CoCaObjective(PairObjective):
     """Weighted sum of symmetric InfoNCE and of the cross-entropy of the captions' tokens, mean over tokens."""
 
     declared: ClassVar[Literal["contrastive", "sigmoid", "captioning"]] = "contrastive"
+    reads_patches = True
     model: CoCa
 
     def __init__(self, model: CoCa, config: PairsConfig) -> None:
@@ -121,9 +113,7 @@ class CoCaObjective(PairObjective):
     ) -> dict[str, Any]:
         own = self.count({"attention_mask": attention_mask})
         images, texts, scores = self.model(pixel_values, input_ids, attention_mask)
-        labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
-        caption = F.cross_entropy(wide(scores.flatten(0, 1)), labels.flatten(), reduction="sum")
-        caption = caption / normaliser(counts, own, "tokens")
+        caption = summed_cross_entropy(scores, input_ids, attention_mask) / normaliser(counts, own, "tokens")
         contrastive = info_nce(images, texts, self.model.log_scale, chunk=self.options.chunk)
         contrastive = contrastive * (own["pairs"] / normaliser(counts, own, "pairs"))
         loss = self.options.contrastive_weight * contrastive + self.options.caption_weight * caption
@@ -132,7 +122,3 @@ class CoCaObjective(PairObjective):
     def after_step(self) -> None:
         """The factor on cosines stays at 100 or less."""
         clamp_log_scale(self.model.log_scale)
-
-    def health(self, batch: Batch) -> dict[str, float]:
-        """Rank and spread of the mean patch: this loss reads patches alone and leaves a last class token untrained."""
-        return feature_health(self.model.trunk(batch["pixel_values"]).patches.mean(dim=1))

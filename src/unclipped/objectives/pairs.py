@@ -36,6 +36,8 @@ class PairObjective(Objective):
     needs = "pairs"
     declared: ClassVar[Literal["contrastive", "sigmoid", "captioning"]]
     """How an encoder trained by it is declared when it is saved."""
+    reads_patches: ClassVar[bool] = False
+    """Whether the loss reads the patches alone and leaves a class token's last state untrained."""
 
     @classmethod
     def build(cls, trunk: Trunk, tokenizer: Any, config: PairsConfig) -> Self:
@@ -57,6 +59,6 @@ class PairObjective(Objective):
         return images * patches + int(batch["attention_mask"].sum())
 
     def health(self, batch: Batch) -> dict[str, float]:
-        """Rank and spread of the trunk's pooled features."""
-        trunk: Any = self.model.trunk
-        return feature_health(trunk(batch["pixel_values"]).pooled)
+        """Rank and spread of the images' features: the pooled one, or the mean patch where the loss reads patches."""
+        output = self.model.trunk(batch["pixel_values"])
+        return feature_health(output.patches.mean(dim=1) if self.reads_patches else output.pooled)

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from unclipped.attention.config import SparseTrainingConfig
 from unclipped.core.config import FrozenConfig
 from unclipped.data.config import DataConfig, SourceConfig
+from unclipped.objectives.captioning_config import CaptioningConfig
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.objectives.distill_config import DistillConfig
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
@@ -145,7 +146,9 @@ class TokenizerConfig(FrozenConfig):
 class PretrainConfig(FrozenConfig):
     """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
 
-    objective: Literal["language_model", "masked_autoencoder", "dinov2", "contrastive", "sigmoid", "coca", "distill"]
+    objective: Literal[
+        "language_model", "masked_autoencoder", "dinov2", "distill", "captioning", "contrastive", "sigmoid", "coca"
+    ]
     """What is learned."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
@@ -153,10 +156,10 @@ class PretrainConfig(FrozenConfig):
     (all but language_model). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b,
     webmae-0.3b … -3b."""
     tokenizer: TokenizerConfig = TokenizerConfig()
-    """language_model, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
+    """language_model, captioning, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
     """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2, distill), samples of
-    one image and one answer, the caption (contrastive, sigmoid, coca)."""
+    one image and one answer, the caption (captioning, contrastive, sigmoid, coca)."""
     held_out: tuple[SourceConfig, ...] = ()
     """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
     held_out_blocks: PositiveInt = 64
@@ -198,7 +201,10 @@ class PretrainConfig(FrozenConfig):
     distill: DistillConfig | None = None
     """distill: the frozen teacher, and the weights of the loss."""
     pairs: PairsConfig = PairsConfig()
-    """contrastive, sigmoid, coca (baselines): the text side, and the weights of coca's loss."""
+    """contrastive, sigmoid, coca (baselines): the text side, and the weights of coca's loss. captioning: its
+    `context_length` and `long_captions`."""
+    captioning: CaptioningConfig = CaptioningConfig()
+    """captioning: the decoder, and how often captions are predicted all at once."""
     training: TrainingConfig = TrainingConfig(optimizer=OptimizerConfig(name="muon"))
     """The machine, the optimiser and the seed."""
 

@@ -24,7 +24,8 @@ from unclipped.objectives.base import Objective
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.text_side import PAIR_OBJECTIVES, save_text_side
 from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
-from unclipped.training.config import PretrainConfig
+from unclipped.training.batches import Examples
+from unclipped.training.config import PretrainConfig, StageConfig
 from unclipped.training.device import world
 from unclipped.training.stages import Job
 from unclipped.training.tokenizer import train_tokenizer
@@ -36,6 +37,8 @@ MakeModel = Callable[[PretrainConfig, Trunk, Any], tuple[nn.Module, Objective]]
 """(configuration, trunk with fresh weights, tokenizer) → the model, trunk included, and the objective over it."""
 SaveText = Callable[[Path, nn.Module, Any, ImageRule], None]
 """(folder of the encoder, trained model, tokenizer, rule of the images): write what stands beside the encoder."""
+MakeExamples = Callable[["PairExamples"], Examples]
+"""Pairs → the examples that the objective takes, for what it adds to a batch."""
 
 
 class PairExamples:
@@ -84,11 +87,13 @@ def pair_job(
     *,
     declared: Literal["contrastive", "sigmoid", "captioning"],
     save_text: SaveText | None = None,
+    make_examples: MakeExamples | None = None,
 ) -> Job:
     """Train the tokenizer on the captions, measure the pixels, build the trunk and describe the training.
 
     `declared`: what the saved encoder says of its training; `contrastive` and `sigmoid` make it a baseline. The model
-    folder is the trunk and what `save_text` adds. `config.pairs` says how long a caption may be. Raises UsageError for
+    folder is the trunk and what `save_text` adds; batches are those of `PairExamples` or what `make_examples` makes of
+    them. `config.pairs` says how long a caption may be. Raises UsageError for
     shapes that do not fit and data that are not read pair by pair, DataError for samples that are no pairs.
     """
     data = config.data
@@ -118,10 +123,14 @@ def pair_job(
         if save_text is not None:
             save_text(folder, model, tokenizer, rule)
 
+    def examples(stage: StageConfig) -> Examples:
+        pairs = PairExamples(Mixture(data, config.training.seed), rule, captions)
+        return pairs if make_examples is None else make_examples(pairs)
+
     return Job(
         model=model,
         make_objective=lambda stage, carried: objective,
-        make_examples=lambda stage: PairExamples(Mixture(data, config.training.seed), rule, captions),
+        make_examples=examples,
         save=save,
     )
 

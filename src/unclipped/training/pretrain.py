@@ -13,14 +13,16 @@ def pretrain(config: PretrainConfig, output: str | Path, *, resume: bool = False
     """Train what `config` describes and write the run folder `output`; the model is `output/model`.
 
     `language_model`: a folder that AutoModelForCausalLM and AutoTokenizer load. `masked_autoencoder`: a ViTMAE encoder
-    with its preprocessor. `dinov2`: the teacher's encoder with its preprocessor. `distill`: the student,
-    likewise. `contrastive`, `sigmoid`, `coca`: an encoder that declares itself a baseline, with its text side in
-    `text_side/`. Raises as `run_stages`.
+    with its preprocessor. `dinov2`: the teacher's encoder with its preprocessor. `distill`: the student, `captioning`:
+    the encoder, likewise. `contrastive`, `sigmoid`, `coca`: an encoder that declares itself a baseline, with its text
+    side in `text_side/`. Raises as `run_stages`.
     """
     if config.objective == "language_model":
         from unclipped.training.text_pretraining import language_model_job as make_job
     elif config.objective == "dinov2":
         from unclipped.training.dino_pretraining import dinov2_job as make_job
+    elif config.objective == "captioning":
+        from unclipped.training.captioning_pretraining import captioning_job as make_job
     elif config.objective in ("contrastive", "sigmoid", "coca"):
         from unclipped.training.pair_pretraining import comparison_job as make_job
     elif config.objective == "distill":
