@@ -14,8 +14,8 @@ from unclipped.cli.main import app
 from unclipped.core.errors import CheckpointError
 from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.recipes.loading import read_recipe
-from unclipped.recipes.schema import PretrainRecipe, TrainRecipe
-from unclipped.recipes.validation import load_recipe, validate
+from unclipped.recipes.schema import SCHEMAS
+from unclipped.recipes.validation import COMMANDS, load_recipe, validate
 
 SHORT = ["training.threads=1", "evaluation.bootstrap_samples=100", "evaluation.tasks.0.max_new_tokens=2"]
 TWO_STAGES = [f"stages.{i}.{field}" for i in (0, 1) for field in ("steps=2", "warmup_steps=0", "batch_size=4")] + SHORT
@@ -161,8 +161,9 @@ def test_options_and_recipe_of_long_commands(command: str) -> None:
     group = typer.main.get_command(app)
     subcommand = group.commands[name]  # type: ignore[attr-defined]
     options = subcommand.make_context(name, given).params  # raises for an unknown option
-    schema = TrainRecipe if name == "train" else PretrainRecipe
-    load_recipe(options["recipe"], schema, options["overrides"])
+    kind = read_recipe(options["recipe"])["kind"]
+    assert COMMANDS.get(kind, kind) == name
+    load_recipe(options["recipe"], SCHEMAS[kind], options["overrides"])
 
 
 @pytest.mark.usefixtures("workspace")
@@ -175,7 +176,7 @@ def test_recipes_on_the_pages_are_valid() -> None:
         if "kind" not in recipe:
             validate(recipe, EncoderEvaluationConfig, file)
             continue
-        load_recipe(file, TrainRecipe if recipe["kind"] == "train" else PretrainRecipe)
+        load_recipe(file, SCHEMAS[recipe["kind"]])
 
 
 def test_make_targets_and_scripts_exist() -> None:

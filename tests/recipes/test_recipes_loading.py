@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
 from unclipped.recipes.loading import apply_overrides, builtin_names, merge, read_recipe
-from unclipped.recipes.schema import ComparisonRecipe, PretrainRecipe, TrainRecipe
+from unclipped.recipes.schema import SCHEMAS, PretrainRecipe
 from unclipped.recipes.validation import load_recipe, to_yaml, validate
 
 
@@ -110,13 +110,6 @@ def test_overrides_leave_the_given_recipe_alone() -> None:
     recipe = {"inner": {"rate": 1}}
     apply_overrides(recipe, ["inner.rate=2"])
     assert recipe == {"inner": {"rate": 1}}
-
-
-SCHEMAS: dict[str, type[FrozenConfig]] = {
-    "train": TrainRecipe,
-    "pretrain": PretrainRecipe,
-    "comparison": ComparisonRecipe,
-}
 
 
 @pytest.mark.parametrize("name", builtin_names())

@@ -8,10 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pair_support import COLOURS, VIT, write_pairs
 
 from support.tiny_models import tiny_lm
 from unclipped.core.errors import CheckpointError, DataError, UsageError
@@ -28,7 +27,6 @@ from unclipped.training.interrupt import TrainingInterrupted
 from unclipped.training.pair_pretraining import comparison_job
 from unclipped.training.pretrain import pretrain
 
-VIT = {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 LLM = {
     "model_type": "unclipped_llm_encoder",
     "patch_size": 8,
@@ -39,23 +37,7 @@ PAIRS: dict[str, Any] = {
     "embedding_size": 8, "context_length": 12, "text_width": 16, "text_layers": 1, "text_heads": 2,
     "decoder_layers": 1, "caption_queries": 4,
 }  # fmt: skip
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 OBJECTIVES = list(PAIR_OBJECTIVES)
-
-
-def write_pairs(folder: Path, rows: int = 12, **changed: Any) -> Path:
-    """Plain images and their colours as captions; `changed` replaces fields of row 2."""
-    folder.mkdir(parents=True, exist_ok=True)
-    random, lines = np.random.default_rng(0), []
-    for number in range(rows):
-        colour = list(COLOURS)[number % len(COLOURS)]
-        noise = random.integers(-20, 20, (24, 20, 3))
-        pixels = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        row = {"id": f"pair-{number}", "image": f"{number}.png", "question": "", "answer": f"a {colour} thing"}
-        lines.append(json.dumps({k: v for k, v in (row | (changed if number == 2 else {})).items() if v is not None}))
-    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from unclipped.core.config import FrozenConfig
 from unclipped.studies.comparison_config import ComparisonConfig
 from unclipped.studies.config import ExperimentConfig
 from unclipped.training.config import PretrainConfig
@@ -30,3 +31,11 @@ class ComparisonRecipe(ComparisonConfig):
 
     kind: Literal["comparison"] = "comparison"
     """Which command runs it."""
+
+
+SCHEMAS: dict[str, type[FrozenConfig]] = {
+    "train": TrainRecipe,
+    "pretrain": PretrainRecipe,
+    "comparison": ComparisonRecipe,
+}
+"""The schema of each kind of recipe."""

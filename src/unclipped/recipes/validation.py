@@ -16,6 +16,9 @@ from unclipped.recipes.loading import apply_overrides, read_recipe
 
 C = TypeVar("C", bound=FrozenConfig)
 
+COMMANDS = {"comparison": "compare-objectives"}
+"""The command that runs a kind of recipe, where it is not called like it."""
+
 
 def load_recipe(name: str, schema: type[C], overrides: list[str] | None = None) -> C:
     """Read, override and validate a recipe. Raises UsageError with one line for each wrong field."""
@@ -31,7 +34,7 @@ def validate(recipe: dict[str, Any], schema: type[C], where: str) -> C:
     expected = schema.model_fields["kind"].default if "kind" in schema.model_fields else None
     if expected is not None and kind is not None and kind != expected:
         raise UsageError(
-            f"{where}: is of kind '{kind}'; run it with 'unclipped {kind} {where.removeprefix('recipe ')}'"
+            f"{where}: is of kind '{kind}'; run it with 'unclipped {COMMANDS.get(kind, kind)} {where.removeprefix('recipe ')}'"
         )
     try:
         return schema.model_validate(recipe)
