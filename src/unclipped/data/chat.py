@@ -77,6 +77,11 @@ class ChatEncoder:
             for (role, _), turn in zip(structure, texts, strict=True)
             if role == "assistant"
         ):
+            if not any(text.strip() for turn in texts for text in turn) and sample.images:
+                raise DataError(
+                    f"sample {sample.id}: an image alone, without question and answer or a caption: an encoder can be "
+                    "pretrained on it, a vision-language model cannot be trained; add the text or take another source"
+                )
             raise DataError(
                 f"sample {sample.id}: no supervised token: it has no answer, or an empty one; add or remove it"
             )

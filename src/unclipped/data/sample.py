@@ -105,6 +105,11 @@ class Sample:
         """Plain text without roles, modelled token by token and closed by the end-of-text token."""
         return cls(id=id, turns=(Turn("document", (TextPart(text),)),))
 
+    @classmethod
+    def picture(cls, id: str, image: ImagePart, *, category: str | None = None) -> Sample:
+        """An image alone, without question or answer: what encoders learn from and no language model can."""
+        return cls(id=id, turns=(Turn("user", (image,)),), category=category)
+
     @property
     def images(self) -> tuple[ImagePart, ...]:
         """All images in reading order."""

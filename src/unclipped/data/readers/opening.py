@@ -10,6 +10,7 @@ from unclipped.data.config import SourceConfig
 from unclipped.data.readers import qa
 from unclipped.data.readers.cambrian import parse_cambrian
 from unclipped.data.readers.common import Parse, RowSource
+from unclipped.data.readers.folder import IMAGE_SUFFIXES, FolderSource, holds
 from unclipped.data.readers.llava import parse_llava
 from unclipped.data.readers.pairs import is_pair, parse_pair
 from unclipped.data.readers.sharegpt import parse_sharegpt
@@ -34,10 +35,14 @@ def open_reader(config: SourceConfig) -> Source:
         return _open_text(path, config)
     if not path.exists():
         raise DataError(f"source {path}: no such file or folder")
+    if kind == "images":
+        return FolderSource(config)
     if path.is_dir():
-        path = _file_of_split(path, config)
+        path, kind = _file_of_split(path, config)
     if kind == "auto":
         kind = _kind_by_name(path)
+    if kind == "images":
+        return FolderSource(config)
     if kind == "text":
         return _open_text(path, config)
     if kind == "parquet":
@@ -64,28 +69,35 @@ def _open_text(path: Path, config: SourceConfig) -> Source:
     return TextSource(path, config)
 
 
-def _file_of_split(folder: Path, config: SourceConfig) -> Path:
-    """`<split>.jsonl`, .json or .parquet in a folder; the folder itself when it holds parquet shards or text."""
+def _file_of_split(folder: Path, config: SourceConfig) -> tuple[Path, str]:
+    """`<split>.jsonl`, .json or .parquet in a folder; the folder itself when it holds tables, images or text.
+
+    With the format, as far as the folder tells it. Images win over text files beside them, which may be notes or lists
+    of classes; any data file wins over images, which are then those that it names.
+    """
+    kind = config.format
     for suffix in (".jsonl", ".json", ".parquet"):
         if (folder / f"{config.split}{suffix}").is_file():
-            return folder / f"{config.split}{suffix}"
+            return folder / f"{config.split}{suffix}", kind
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return folder
-    if config.format in ("auto", "parquet") and next(folder.rglob("*.parquet"), None) is not None:
-        return folder
-    if config.format == "auto" and any(file.name.endswith((".txt", ".txt.gz")) for file in folder.iterdir()):
-        return folder
+        return folder, "parquet" if kind == "auto" else kind
+    if kind in ("auto", "parquet") and holds(folder, (".parquet",)):
+        return folder, "parquet"
     found = sorted(file.stem for pattern in ("*.jsonl", "*.json") for file in folder.glob(pattern))
+    has_images = kind == "auto" and holds(folder, IMAGE_SUFFIXES)
+    if has_images and not found:
+        return folder, "images"
+    if kind == "auto" and not has_images and any(file.name.endswith((".txt", ".txt.gz")) for file in folder.iterdir()):
+        return folder, "text"
     raise DataError(
         f"source {folder}: no {config.split}.jsonl, .json or .parquet in this folder"
         + (f"; found the splits {', '.join(found)}" if found else "; it holds no data file")
+        + (" and no image" if kind == "auto" and not found else "")
+        + ("; set format to images to read its images alone" if has_images else "")
     )
 
 
 def _kind_by_name(path: Path) -> str:
-    if path.is_dir():
-        has_tables = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        return "parquet" if has_tables or next(path.rglob("*.parquet"), None) is not None else "text"
     if path.suffix in (".parquet", ".arrow"):
         return "parquet"
     return "text" if path.name.endswith(TEXT_SUFFIXES) else "auto"
@@ -109,6 +121,6 @@ def kind_of_row(row: dict[str, Any], file: str) -> str:
         return "text"
     raise DataError(
         f"{file}: cannot tell the format from the fields {', '.join(sorted(map(str, row))) or '(none)'}; expected "
-        "question and answer, conversations, messages, or text. Set format "
-        "if it is one of llava, sharegpt, cambrian, qa, text"
+        "question and answer, conversations, messages, image and caption, or text. Set format if it is one of llava, "
+        "sharegpt, cambrian, qa, pairs, text; a folder of images alone opens with images"
     )

@@ -14,11 +14,10 @@ from typing import Any
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.generated.stencils import FIGURES
+from unclipped.data.readers.folder import IMAGE_SUFFIXES
 from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.sources import open_source
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, LabelledDataConfig
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from torch.nn import functional
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.generated.stencils import FIGURES, figure
+from unclipped.data.readers.folder import IMAGE_SUFFIXES
 from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.sources import open_source
 from unclipped.evaluation.intervals import Difference, Estimate
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, SegmentationConfig
-from unclipped.evaluation.probes.data import IMAGE_SUFFIXES, expanded, shapes_of
+from unclipped.evaluation.probes.data import expanded, shapes_of
 from unclipped.evaluation.probes.linear import batches
 
 Mask = NDArray[np.uint8]
