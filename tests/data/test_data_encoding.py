@@ -13,7 +13,7 @@ from PIL import Image
 
 from support.tiny_models import tiny_image, tiny_tokenizer
 from unclipped.core.errors import DataError, ImageError
-from unclipped.data.chat import IGNORED
+from unclipped.data.chat import IGNORED, encoder_of
 from unclipped.data.encoding import encode, encode_group, encode_prompt, encode_sample
 from unclipped.data.sample import ImagePart, Sample, SampleGroup, TextPart, Turn
 from unclipped.models.chat import default_template, with_images
@@ -355,3 +355,24 @@ def test_a_short_sample_costs_well_under_a_millisecond() -> None:
     samples = iter([Sample.qa(str(k), [], f"what is this {k}", f"red {k}") for k in range(3000)])
     best = min(timeit.repeat(lambda: encode_sample(next(samples), tokenizer), number=100, repeat=20)) / 100
     assert best < 1e-3
+
+
+@pytest.mark.parametrize("name", ["compact", "default", "chatml", "thinking", "trimming", "bare", "parts"])
+def test_a_pair_is_an_image_and_its_caption_as_the_answer(name: str) -> None:
+    processor = processor_of(name)
+    pair = Sample("p", (Turn("user", (ImagePart(tiny_image(16, 24)),)), Turn("assistant", (TextPart("a red boat"),))))
+    example = encode_sample(pair, processor)
+    (count,) = processor.num_image_tokens(example.image_grid_thw)
+    token = encoder_of(processor).image_token_id
+    assert example.input_ids.count(token) == count > 0
+    assert all(label == IGNORED for label, each in zip(example.labels, example.input_ids, strict=True) if each == token)
+    supervised = [label for label in example.labels if label != IGNORED]
+    assert processor.tokenizer.decode(supervised[:-1]).strip() == "a red boat"
+    assert all(label in (IGNORED, each) for label, each in zip(example.labels, example.input_ids, strict=True))
+    prompt = encode_prompt(pair, processor)
+    first = next(index for index, label in enumerate(example.labels) if label != IGNORED)
+    assert prompt.input_ids == example.input_ids[:first]
+    # What is asked is the image alone: an empty question differs by the white space between image and text only.
+    asked = encode_sample(Sample.qa("q", pair.images, "", "a red boat"), processor)
+    rows = ["".join(processor.tokenizer.decode(each.input_ids).split()) for each in (asked, example)]
+    assert rows[0] == rows[1]
