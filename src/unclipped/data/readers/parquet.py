@@ -1,23 +1,27 @@
 """Parquet and arrow files and saved `datasets` folders, with images as bytes, paths or an Image feature.
 
 Columns may have any names: options of the source map `id`, `image`, `question`, `answer`, `choices`, `category`,
-`cluster` or `messages` to a column; unmapped ones are found by their usual names. With a `messages` or
-`conversations` column, rows are read as conversations, else as questions and answers. The options of question–answer
-rows hold too.
+`cluster`, `messages` or `caption` to a column; unmapped ones are found by their usual names. With a `messages` or
+`conversations` column, rows are read as conversations, with a column of questions as questions and answers, and with
+images and captions alone as pairs. An option that names the column of captions asks for pairs whatever else is there.
+The options of question–answer rows hold for these.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.readers import qa
 from unclipped.data.readers.common import Place, RowSource
 from unclipped.data.readers.conversations import parse_conversation
+from unclipped.data.readers.pairs import parse_pair
 from unclipped.data.sample import Sample
+
+Kind = Literal["messages", "qa", "pairs"]
 
 USUAL_NAMES = {
     "id": ("id", "question_id", "sample_id"),
@@ -28,6 +32,7 @@ USUAL_NAMES = {
     "category": ("category", "type", "question_type"),
     "cluster": ("cluster",),
     "messages": ("messages", "conversations", "texts"),
+    "caption": ("caption", "captions", "text", "alt_text", "alt", "description"),
 }
 
 
@@ -68,13 +73,18 @@ def open_parquet(path: Path, config: SourceConfig) -> RowSource:
     rows = DatasetRows(_load(path, config), str(path))
     qa.check_options(config, (*USUAL_NAMES, *qa.OPTIONS))
     columns = _columns(rows, config)
-    if "messages" not in columns and "question" not in columns:
+    kind = _kind_of(columns, config)
+    if kind is None:
         raise DataError(
-            f"{path}: no column of questions or messages among {', '.join(rows.columns)}; "
-            "name them in options, as in options: {question: COLUMN, answer: COLUMN, image: COLUMN}"
+            f"{path}: no column of questions or messages, and no image with a caption, among "
+            f"{', '.join(rows.columns)}; name them in options, as in options: {{question: COLUMN, answer: COLUMN, "
+            "image: COLUMN} or {image: COLUMN, caption: COLUMN}"
         )
-
-    source = RowSource(rows, _Parse(columns), config)
+    if kind == "pairs" and (unused := [name for name in qa.OPTIONS if name in config.options]):
+        raise UsageError(f"source {config.source}: option {unused[0]}: pairs have no question and no answer; remove it")
+    if kind != "pairs":
+        columns.pop("caption", None)
+    source = RowSource(rows, _Parse(columns, kind), config)
     if path.is_dir() and config.images is None:
         source._images = path
     return source
@@ -85,12 +95,15 @@ class _Parse:
     """Rows of named columns as samples; a class, since workers started afresh must be able to pickle it."""
 
     columns: dict[str, str]
+    kind: Kind
 
     def __call__(self, row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
         named = {field: row[column] for field, column in self.columns.items()}
         if named.get("id") is not None:
             place = replace(place, sample=str(named["id"]))
-        if "messages" in self.columns:
+        if self.kind == "pairs":
+            return parse_pair(named, place, config)
+        if self.kind == "messages":
             return parse_conversation(named, place, turns_field="messages", image_field="image")
         return qa.parse_qa(named, place, config)
 
@@ -137,6 +150,26 @@ def _columns(rows: DatasetRows, config: SourceConfig) -> dict[str, str]:
             if found is not None:
                 columns[field] = found
     return columns
+
+
+def _kind_of(columns: dict[str, str], config: SourceConfig) -> Kind | None:
+    """How rows of these columns are read; None when they hold nothing to read.
+
+    Raises UsageError when captions are asked for and there is no image.
+    """
+    is_pair = "image" in columns and "caption" in columns
+    if "caption" in config.options:
+        if not is_pair:
+            raise UsageError(
+                f"source {config.source}: option caption: a caption needs an image, and no column is known to hold it; "
+                "name it, as in options: {image: COLUMN, caption: COLUMN}"
+            )
+        return "pairs"
+    if "messages" in columns:
+        return "messages"
+    if "question" in columns:
+        return "qa"
+    return "pairs" if is_pair else None
 
 
 def _is_image_list(feature: Any) -> bool:
