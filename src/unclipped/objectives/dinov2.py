@@ -90,12 +90,10 @@ class DinoV2Objective(Objective):
         is_frozen = int(self.step) < config.frozen_prototype_steps
         dino_targets, ibot_targets = self._targets(global_crops, mask)
         seen = student.trunk(global_crops, mask if config.ibot_weight else None)
-        scores = student.dino_head(seen.pooled, frozen_prototypes=is_frozen).unflatten(0, (2, images))  # (2, B, K)
-        if len(local_crops):
-            local = student.dino_head(student.trunk(local_crops).pooled, frozen_prototypes=is_frozen)
-            local = local.unflatten(0, (-1, images))  # (L, B, K)
-        else:
-            local = scores[:0]
+        pooled = [seen.pooled, student.trunk(local_crops).pooled] if len(local_crops) else [seen.pooled]
+        # One call for all views: the prototypes are normalised, and get their gradient, once.
+        views = student.dino_head(torch.cat(pooled), frozen_prototypes=is_frozen).unflatten(0, (-1, images))
+        scores, local = views[:2], views[2:]  # (2, B, K), (L, B, K)
         loss = dino = dino_loss(dino_targets.unflatten(0, (2, images)), scores, local, config.student_temperature)
         parts = {"dino": dino.detach()}
         if ibot_targets is not None:
@@ -148,8 +146,8 @@ class DinoV2Objective(Objective):
     def after_step(self) -> None:
         """Move the teacher towards the student, and the centres towards the step's scores."""
         momentum = cosine(*self.options.teacher_momentum, int(self.step), self.steps)
-        for theirs, own in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            theirs.lerp_(own.detach(), 1 - momentum)
+        theirs, own = (list(side.parameters()) for side in (self.teacher, self.student))
+        torch._foreach_lerp_(theirs, own, 1 - momentum)
         for centre in self.centres.values():
             centre.update()  # type: ignore[operator] - a ModuleDict does not say what it holds
         self.step += 1
