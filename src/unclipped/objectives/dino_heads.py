@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _STD = 0.02
+_SHORTEST = 1e-12
+"""Norm below which a direction counts as this long."""
 
 
 class DinoHead(nn.Module):
@@ -32,7 +34,9 @@ class DinoHead(nn.Module):
     def forward(self, features: Tensor, *, frozen_prototypes: bool = False) -> Tensor:
         """With `frozen_prototypes` they get zero gradients: weight decay then shortens directions, which changes
         nothing, and distributed wrappers still see every parameter used."""
-        weight = self.gain[:, None] * F.normalize(self.direction, dim=-1)  # (K, bottleneck)
+        direction, gain = self.direction, self.gain
         if frozen_prototypes:
-            weight = weight.detach() + 0.0 * weight
-        return F.linear(F.normalize(self.mlp(features), dim=-1), weight)
+            direction, gain = direction.detach() + 0.0 * direction, gain.detach() + 0.0 * gain
+        # Scores are scaled, not the rows, of which there are more than samples.
+        scale = gain / torch.linalg.vector_norm(direction, dim=-1).clamp(min=_SHORTEST)  # (K,)
+        return F.linear(F.normalize(self.mlp(features), dim=-1), direction) * scale

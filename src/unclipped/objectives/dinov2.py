@@ -146,8 +146,8 @@ class DinoV2Objective(Objective):
     def after_step(self) -> None:
         """Move the teacher towards the student, and the centres towards the step's scores."""
         momentum = cosine(*self.options.teacher_momentum, int(self.step), self.steps)
-        theirs, own = (list(side.parameters()) for side in (self.teacher, self.student))
-        torch._foreach_lerp_(theirs, own, 1 - momentum)
+        for theirs, own in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            theirs.lerp_(own.detach(), 1 - momentum)
         for centre in self.centres.values():
             centre.update()  # type: ignore[operator] - a ModuleDict does not say what it holds
         self.step += 1
