@@ -34,7 +34,8 @@ def validate(recipe: dict[str, Any], schema: type[C], where: str) -> C:
     expected = schema.model_fields["kind"].default if "kind" in schema.model_fields else None
     if expected is not None and kind is not None and kind != expected:
         raise UsageError(
-            f"{where}: is of kind '{kind}'; run it with 'unclipped {COMMANDS.get(kind, kind)} {where.removeprefix('recipe ')}'"
+            f"{where}: is of kind '{kind}'; "
+            f"run it with 'unclipped {COMMANDS.get(kind, kind)} {where.removeprefix('recipe ')}'"
         )
     try:
         return schema.model_validate(recipe)
