@@ -114,10 +114,10 @@ class SourceConfig(FrozenConfig):
     """One place that samples come from."""
 
     source: Annotated[str, Field(min_length=1)]
-    """`generated:NAME`, or a file or folder; with format `text` also a pattern such as `texts/*.gz`. `$NAME` is
-    an environment variable. In a folder, `<split>.jsonl` (or .json, .parquet) is taken; a folder of images without
-    such a file is read image by image."""
-    format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "pairs", "parquet", "text", "images"] = "auto"
+    """`generated:NAME`, or a file or folder; with format `text` also a pattern such as `texts/*.gz`, for tar shards
+    also one such as `data-{000..099}.tar`. `$NAME` is an environment variable. In a folder, `<split>.jsonl` (or .json,
+    .parquet) is taken; a folder of images without such a file is read image by image."""
+    format: Literal["auto", "llava", "sharegpt", "cambrian", "qa", "pairs", "parquet", "text", "images", "tar"] = "auto"
     """Format of the file or folder; `auto` looks at the content. `images`: every image file of a folder, alone."""
     split: str = "train"
     """Split of a folder or of a generated task."""

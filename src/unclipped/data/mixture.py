@@ -13,8 +13,9 @@ import numpy as np
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.augment import augment
 from unclipped.data.config import AugmentConfig, DataConfig
+from unclipped.data.order import WindowedOrder
 from unclipped.data.sample import Sample, SampleGroup, TextPart
-from unclipped.data.sources import Source, image_key, open_source
+from unclipped.data.sources import Source, image_key, open_source, runs_of
 
 logger = logging.getLogger("unclipped.data")
 T = TypeVar("T")
@@ -27,7 +28,8 @@ _IMAGE_UNITS = 64
 class Mixture:
     """Samples drawn from weighted sources without end.
 
-    Each finite source is gone through in a fresh permutation per epoch, so an epoch holds every sample once. Weights
+    Each finite source is gone through in a fresh permutation per epoch, so an epoch holds every sample once; a source
+    that declares `runs` is shuffled by files and in windows, so that its reads stay near each other. Weights
     are shares of draws: after any number of whole blocks the draws from a source differ from its exact share by less
     than one. With `share_image`, the unit of drawing is the group of consecutive samples about the same images.
     """
@@ -150,7 +152,10 @@ class Mixture:
             earlier[where] = np.arange(where.sum())
         return order, earlier
 
-    def _epoch_permutation(self, which: int, epoch: int) -> np.ndarray:
+    def _epoch_permutation(self, which: int, epoch: int) -> np.ndarray | WindowedOrder:
+        runs = self.units[which].runs
+        if runs is not None:
+            return runs.order([self.seed, which, epoch, 2])
         length = self.units[which].length or 0
         kind = np.int32 if length < 2**31 else np.int64  # 4 bytes a sample
         return np.random.default_rng([self.seed, which, epoch, 2]).permutation(length).astype(kind)
@@ -170,6 +175,7 @@ class _Units:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.length = source.length
+        self.runs = runs_of(source)
 
     def get(self, index: int) -> Sample | SampleGroup:
         return self.source[index]
@@ -181,6 +187,8 @@ class _GroupUnits:
     def __init__(self, source: Source, bounds: np.ndarray) -> None:
         self.source, self.bounds = source, bounds
         self.length: int | None = len(bounds) - 1
+        runs = runs_of(source)
+        self.runs = None if runs is None else runs.selected(bounds[:-1])
 
     def get(self, index: int) -> Sample | SampleGroup:
         start, end = int(self.bounds[index]), int(self.bounds[index + 1])
@@ -193,6 +201,7 @@ class _EndlessGroupUnits:
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
         self.length: int | None = None
+        self.runs = None  # without an end there is no epoch to order
 
     def get(self, index: int) -> Sample | SampleGroup:
         return _group(self.source, index * self.size, (index + 1) * self.size)

@@ -14,6 +14,7 @@ import numpy as np
 
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import PartConfig, SourceConfig
+from unclipped.data.order import Runs
 from unclipped.data.sample import Sample
 
 
@@ -22,7 +23,8 @@ class Source(Protocol):
     """Random access to samples. `sample = source[i]` is a pure function of i and safe in forked workers and threads.
 
     `length` is the number of samples, None for an endless source. An endless source that asks several questions about
-    each image may declare `samples_per_image = k`: samples k·j … k·j + k − 1 then share their image.
+    each image may declare `samples_per_image = k`: samples k·j … k·j + k − 1 then share their image. A finite source
+    that lies in long files may declare `runs` (see `unclipped.data.order.Runs`), so that it is shuffled in windows.
     """
 
     name: str
@@ -80,6 +82,11 @@ def _open_generated(config: SourceConfig, seed: int) -> Source:
     return open_generated(name, config.split, config.options, seed)
 
 
+def runs_of(source: Source) -> Runs | None:
+    """How the samples of `source` lie in files, when it says so."""
+    return getattr(source, "runs", None)
+
+
 def image_key(sample: Sample) -> str:
     """A key that is equal for samples about the same images: paths, or digests of bytes and pixels."""
     keys = []
@@ -99,6 +106,7 @@ class ClusteredSource:
 
     def __init__(self, source: Source, pattern: str) -> None:
         self.source, self.name, self.pattern = source, source.name, re.compile(pattern)
+        self.runs = runs_of(source)
 
     @property
     def length(self) -> int | None:
@@ -121,6 +129,8 @@ class SelectedSource:
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, name: str | None = None) -> None:
         self.source, self.name = source, name or source.name
         self.indices = np.asarray(indices, dtype=np.int64)
+        runs = runs_of(source)
+        self.runs = None if runs is None else runs.selected(self.indices)
 
     @property
     def length(self) -> int:
@@ -142,6 +152,8 @@ class LimitedSource:
         self.source, self.name = source, source.name
         self.length: int | None = limit if source.length is None else min(limit, source.length)
         self.samples_per_image: int = getattr(source, "samples_per_image", 1)
+        runs = runs_of(source)
+        self.runs = None if runs is None else runs.limited(limit)
 
     def __len__(self) -> int:
         return self.length or 0

@@ -14,6 +14,7 @@ from unclipped.data.readers.folder import IMAGE_SUFFIXES, FolderSource, holds
 from unclipped.data.readers.llava import parse_llava
 from unclipped.data.readers.pairs import is_pair, parse_pair
 from unclipped.data.readers.sharegpt import parse_sharegpt
+from unclipped.data.readers.tar import holds_shards, open_tar
 from unclipped.data.rows import JsonlRows, open_rows
 from unclipped.data.sources import Source
 
@@ -33,6 +34,8 @@ def open_reader(config: SourceConfig) -> Source:
     kind = config.format
     if kind == "text":  # may be a pattern of file names
         return _open_text(path, config)
+    if holds_shards(config):  # may be a pattern too
+        return open_tar(config)
     if not path.exists():
         raise DataError(f"source {path}: no such file or folder")
     if kind == "images":
