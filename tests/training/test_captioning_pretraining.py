@@ -19,10 +19,11 @@ from pair_support import COLOURS, VIT, write_pairs
 from safetensors.torch import load_file
 
 from support.tiny_models import tiny_lm
-from unclipped.core.errors import DataError, UsageError
+from unclipped.core.errors import CheckpointError, DataError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.encoders.build import load_encoder
 from unclipped.models.assemble import assemble
+from unclipped.objectives.caption_side import load_caption_decoder
 from unclipped.objectives.captioning import CaptioningObjective
 from unclipped.recipes.schema import PretrainRecipe
 from unclipped.recipes.validation import load_recipe
@@ -87,6 +88,49 @@ def test_captions_are_learned_in_both_modes(share: float, colours: Path, tmp_pat
     losses, most_tokens = [row["loss"] for row in rows(tmp_path / "run")], len("a green thing") + 1
     assert losses[0] == pytest.approx(math.log(280), rel=0.02)  # nothing is known yet
     assert losses[-1] < math.log(len(COLOURS)) / most_tokens
+    scorer = load_caption_decoder(tmp_path / "run" / "model")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (scorer.rule.mean, scorer.rule.std))
+    plain = torch.stack([torch.tensor(colour).view(3, 1, 1).expand(3, 16, 16) / 255 for colour in COLOURS.values()])
+    names = [f"a {name} thing" for name in COLOURS]
+    scores = scorer.score((plain - mean) / std, names, is_parallel=bool(share))
+    assert scores.argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_scores_are_the_losses_of_the_captions(is_parallel: bool, colours: Path, tmp_path: Path) -> None:
+    folder = pretrain(config(colours, learning_rate=2e-2), tmp_path / "run").model_folder
+    scorer, pixels = load_caption_decoder(folder), torch.randn(2, 3, 16, 16)
+    captions = ["a red thing", "blue", "a thing"]
+    found = scorer.score(pixels, captions, is_parallel=is_parallel)
+    objective = CaptioningObjective(scorer.model)
+    for image in range(2):
+        for number, caption in enumerate(captions):  # alone, so without padding
+            ids, mask = scorer.captions.batch([scorer.captions.row(caption, "caption")])
+            loss = objective(
+                pixel_values=pixels[image : image + 1], input_ids=ids, attention_mask=mask,
+                parallel=torch.tensor([is_parallel]),
+            )["loss"]  # fmt: skip
+            assert float(found[image, number]) == pytest.approx(-float(loss.detach()) * int(mask.sum()), rel=1e-4)
+    assert scorer.score(pixels[:0], captions).shape == (0, 3)
+    with pytest.raises(UsageError, match="captions: none to score"):
+        scorer.score(pixels, [])
+    with pytest.raises(DataError, match="caption 1: the caption is empty"):
+        scorer.score(pixels, ["a", " "])
+
+
+def test_a_decoder_that_does_not_fit_is_refused(colours: Path, tmp_path: Path) -> None:
+    folder = pretrain(config(colours, steps=1), tmp_path / "run").model_folder
+    with pytest.raises(CheckpointError, match=r"no caption_decoder/caption_decoder\.json in this folder.*captioning"):
+        load_caption_decoder(tmp_path)
+    description = folder / "caption_decoder" / "caption_decoder.json"
+    fields = json.loads(description.read_text())
+    for change, message in (
+        ({"captioning": fields["captioning"] | {"layers": 2}}, r"missing \d+: decoder\.blocks\.1"),
+        ({"captioning": {"wdith": 3}}, r"not the description of a caption decoder"),
+    ):
+        description.write_text(json.dumps(fields | change))
+        with pytest.raises(CheckpointError, match=message):
+            load_caption_decoder(folder)
 
 
 def test_an_interrupted_run_resumes_to_equal_files(
@@ -105,8 +149,8 @@ def test_an_interrupted_run_resumes_to_equal_files(
         pretrain(given, tmp_path / "parts")
     monkeypatch.undo()
     parts = pretrain(given, tmp_path / "parts", resume=True)
-    name = "model.safetensors"
-    assert (whole.model_folder / name).read_bytes() == (parts.model_folder / name).read_bytes()
+    for name in ("model.safetensors", "caption_decoder/caption_decoder.safetensors"):
+        assert (whole.model_folder / name).read_bytes() == (parts.model_folder / name).read_bytes()
     assert [row["loss"] for row in rows(tmp_path / "parts")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 

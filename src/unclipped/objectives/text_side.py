@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
-from unclipped.core.errors import CheckpointError
-from unclipped.core.files import whole_folder, write_json
 from unclipped.encoders.build import build_encoder, load_encoder
-from unclipped.encoders.checkpoint import first_line, quiet, raise_misfits
 from unclipped.images.config import ImageRule
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.coca import CoCaObjective
 from unclipped.objectives.contrastive import ContrastiveObjective
 from unclipped.objectives.pairs import PairModel, PairObjective
 from unclipped.objectives.pairs_config import PairsConfig
+from unclipped.objectives.side_files import fill_side, read_side, save_side
 from unclipped.objectives.sigmoid import SigmoidObjective
 from unclipped.objectives.trunk import Trunk
 
-TEXT_SIDE, _CONFIG, _WEIGHTS = "text_side", "text_side.json", "text_side.safetensors"
-_TRUNK = "trunk."
+TEXT_SIDE = "text_side"
 
 PAIR_OBJECTIVES: dict[str, type[PairObjective]] = cast(  # to a type checker a registered class is any objective
     "dict[str, type[PairObjective]]",
@@ -89,16 +81,8 @@ def save_text_side(
     folder: Path, model: nn.Module, tokenizer: Any, rule: ImageRule, *, objective: str, pairs: PairsConfig
 ) -> None:
     """Write `folder/text_side`: everything of `model` but its trunk, which `folder` itself holds, and the tokenizer."""
-    tensors = {
-        name: value.detach().cpu().contiguous()
-        for name, value in model.state_dict().items()
-        if not name.startswith(_TRUNK)
-    }
-    with whole_folder(folder / TEXT_SIDE) as temporary, quiet():
-        save_file(tensors, temporary / _WEIGHTS)
-        tokenizer.save_pretrained(temporary)
-        fields = {"objective": objective, "pairs": pairs.model_dump(mode="json"), "rule": rule.model_dump(mode="json")}
-        write_json(temporary / _CONFIG, fields)
+    fields = {"objective": objective, "pairs": pairs.model_dump(mode="json"), "rule": rule.model_dump(mode="json")}
+    save_side(folder / TEXT_SIDE, model, tokenizer, fields)
 
 
 def load_text_side(folder: str | Path, *, random_seed: int | None = None) -> TextSide:
@@ -107,26 +91,15 @@ def load_text_side(folder: str | Path, *, random_seed: int | None = None) -> Tex
     random_seed: fresh weights on both sides drawn from it, beside the folder's own tokenizer.
     Raises CheckpointError when the folder has none, or when its files do not fit each other.
     """
-    folder = Path(folder)
-    side = folder / TEXT_SIDE
-    path = side / _CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder}: no {TEXT_SIDE}/{_CONFIG} in this folder; expected what `unclipped pretrain` writes with "
-            f"objective {', '.join(PAIR_OBJECTIVES)}"
-        )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+    side = Path(folder) / TEXT_SIDE
+
+    def parse(fields: dict[str, Any]) -> tuple[type[PairObjective], str, PairsConfig, ImageRule]:
         kind = PAIR_OBJECTIVES[fields["objective"]]
-        pairs, rule = PairsConfig(**fields["pairs"]), ImageRule(**fields["rule"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not the description of a text side ({reason}); save it again") from None
-    try:
-        tensors = load_file(side / _WEIGHTS)
-        tokenizer = AutoTokenizer.from_pretrained(side)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
+        return kind, fields["objective"], PairsConfig(**fields["pairs"]), ImageRule(**fields["rule"])
+
+    (kind, objective, pairs, rule), tensors, tokenizer = read_side(
+        side, parse, what="a text side", objectives=", ".join(PAIR_OBJECTIVES)
+    )
     encoder, _ = load_encoder(str(folder), baseline=True)
     captions = CaptionTokens(tokenizer, pairs.context_length, pairs.long_captions)
     if random_seed is not None:
@@ -134,18 +107,7 @@ def load_text_side(folder: str | Path, *, random_seed: int | None = None) -> Tex
             torch.manual_seed(random_seed)
             shape, spec = copy.deepcopy(encoder.model.config), encoder.spec
             fresh = Trunk(build_encoder(shape, baseline=True, mean=spec.mean, std=spec.std))
-            return TextSide(kind.build(fresh, tokenizer, pairs).model, captions, rule, fields["objective"])
+            return TextSide(kind.build(fresh, tokenizer, pairs).model, captions, rule, objective)
     model: PairModel = kind.build(Trunk(encoder), tokenizer, pairs).model
-    own = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_TRUNK)}
-    raise_misfits(
-        str(side / _WEIGHTS),
-        sorted(own.keys() - tensors.keys()),
-        sorted(tensors.keys() - own.keys()),
-        [
-            f"{name} (found {tuple(value.shape)}, expected {tuple(own[name])})"
-            for name, value in tensors.items()
-            if name in own and value.shape != own[name]
-        ],
-    )
-    model.load_state_dict(tensors, strict=False)
-    return TextSide(model, captions, rule, fields["objective"])
+    fill_side(model, tensors, side)
+    return TextSide(model, captions, rule, objective)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from unclipped.images.config import ImageRule
 from unclipped.objectives.base import Objective
+from unclipped.objectives.caption_side import save_caption_decoder
 from unclipped.objectives.captioning import Captioner, CaptioningObjective
 from unclipped.objectives.trunk import Trunk
 from unclipped.training.config import PretrainConfig
@@ -47,4 +50,7 @@ def captioning_job(config: PretrainConfig) -> Job:
     def examples(pairs: PairExamples) -> CaptioningExamples:
         return CaptioningExamples(pairs, parallel_share=config.captioning.parallel_share, seed=config.training.seed)
 
-    return pair_job(config, make, declared="captioning", make_examples=examples)
+    def save_text(folder: Path, model: Any, tokenizer: Any, rule: ImageRule) -> None:
+        save_caption_decoder(folder, model, tokenizer, rule, captioning=config.captioning, pairs=config.pairs)
+
+    return pair_job(config, make, declared="captioning", save_text=save_text, make_examples=examples)

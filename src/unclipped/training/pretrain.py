@@ -13,9 +13,10 @@ def pretrain(config: PretrainConfig, output: str | Path, *, resume: bool = False
     """Train what `config` describes and write the run folder `output`; the model is `output/model`.
 
     `language_model`: a folder that AutoModelForCausalLM and AutoTokenizer load. `masked_autoencoder`: a ViTMAE encoder
-    with its preprocessor. `dinov2`: the teacher's encoder with its preprocessor. `distill`: the student, `captioning`:
-    the encoder, likewise. `contrastive`, `sigmoid`, `coca`: an encoder that declares itself a baseline, with its text
-    side in `text_side/`. Raises as `run_stages`.
+    (the shape `vit_mae`) or one of its shape's family, with its preprocessor, as from here on. `dinov2`: the teacher's
+    encoder. `distill`: the student. `captioning`: the encoder, with its decoder in `caption_decoder/`. `contrastive`,
+    `sigmoid`, `coca`: an encoder that declares itself a baseline, with its text side in `text_side/`. Raises as
+    `run_stages`.
     """
     if config.objective == "language_model":
         from unclipped.training.text_pretraining import language_model_job as make_job
