@@ -33,6 +33,12 @@ def chat(image: Callable[[Place], str], *more: str) -> Callable[[Place], list[An
     return lambda place: ["chat", place.models.vlm, image(place), *ASK, *more]
 
 
+def bare_folder(place: Place) -> list[Any]:
+    """A recipe whose data is a folder without any data file or image."""
+    place.write("bare/notes.bin")
+    return override("data.sources.0.source=bare")(place)
+
+
 def cut_image(place: Place, name: str) -> str:
     """A PNG without its last half."""
     place.image(name, 64, 64)
@@ -171,7 +177,10 @@ ROWS: dict[str, Row] = {
     "cut in mid line": Row(train(sample(), json.dumps(sample())[:-9]), 1, ("train.jsonl, line 2", "cut", "repair")),
     "cut in mid line, eval": Row(evaluate(sample(), '{"id": '), 1, ("val.jsonl, line 2", "cut", "repair")),
     "data missing": Row(override("data.sources.0.source=nowhere"), 1, ("nowhere", "no such file or folder")),
-    "data in a folder without data": Row(override("data.sources.0.source=."), 1, ("train.jsonl", "holds no data file")),
+    "data in a folder without data": Row(bare_folder, 1, ("bare", "train.jsonl", "holds no data file")),
+    "data in a folder of images": Row(
+        override("data.sources.0.source=."), 1, ("good.png", "an image alone", "add the")
+    ),
     "split missing": Row(evaluate(more=("--split", "dev")), 1, ("no dev.jsonl", "train, val")),
     "generated split unknown": Row(
         lambda p: [
