@@ -140,11 +140,12 @@ def test_the_reading_names_what_is_above_chance_only() -> None:
     results: dict[str, Any] = {
         "pretraining": {"a": {}, "b": {}},
         "probes": {"p": {"a": {"minus_random": {"low": 0.1}}, "b": {"minus_random": {"low": -0.1}}}},
-        "vlm_minus_random": {"a": {"t": {"low": -1}}, "b": {"t": {"low": -1}}},
+        "vlm_minus_random": {"a": {"t": {"low": -1}, "u": {"low": 0}}, "b": {"t": {"low": -1}, "u": {"low": 0.1}}},
         "vlm_minus_blind": {"a": {"t": {"low": 1}}, "b": {"t": {"low": 1}}},
     }
     text = reading(results)
     assert "p: a is above random weights" in text
-    assert "no arm is above a random encoder" in text
+    assert "trained models on t: no arm is above a random encoder" in text
+    assert "trained models on u: b is above a random encoder" in text
     assert "all arms are above the blind model" in text
     assert "One seed was run" in text

@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
             r"dinov2\.local_size: local crops of 18 px are no multiple of the patch of 8×8",
         ),
         ({"image_size": 36}, r"image_size 36 is no multiple of patch_size 8"),
-        ({"shape": LLM, "image_size": 36}, r"image_size: global crops of 36 px are no multiple of the patch"),
+        ({"shape": LLM, "image_size": 36}, r"image_size: 36 px are no multiple of the patch of 8×8 px"),
         ({"shape": {"model_type": "vit_mae"}}, r"shape\.model_type: no encoder 'vit_mae' to train"),
         ({"data": DataConfig(sources=(SourceConfig(source="generated:shapes", options={"as_text": True}),))}, "image"),
     ],

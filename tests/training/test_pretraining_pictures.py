@@ -97,6 +97,7 @@ def test_a_perfect_autoencoder_gives_the_image_back(
     [
         ("masked_autoencoder", ["reconstruction-end", "reconstruction-start", "views"]),
         ("dinov2", ["patches-end", "patches-start", "views"]),
+        ("captioning", ["patches-end", "patches-start", "views"]),
     ],
 )
 def test_drawing_fills_the_run_folder_and_changes_nothing(

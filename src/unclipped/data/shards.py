@@ -183,14 +183,21 @@ def _next_header(stream: BinaryIO, position: int) -> int:
     """The first block from `position` on that is a valid header, or the end of the file."""
     stream.seek(position)
     while block := stream.read(_BLOCK):
-        if block[257:262] == b"ustar":
-            try:
-                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                return position
-            except tarfile.HeaderError:
-                pass  # another damaged one: the stretch goes on
+        if _is_header(block):
+            return position
         position += len(block)
     return position
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block is a header that can be read, and not a damaged one."""
+    if block[257:262] != b"ustar":
+        return False
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _table(rows: list[dict[str, Any]]) -> np.ndarray:

@@ -20,8 +20,6 @@ from unclipped.objectives.pairs_config import PairsConfig
 from unclipped.objectives.text_tower import STD, TextTower, causal_mask, initialise
 from unclipped.objectives.trunk import Trunk
 
-IGNORED = -100
-
 
 class AttentionPool(nn.Module):
     """Learned queries attend to patches: (B, n, features) → (B, queries, width), normalised."""

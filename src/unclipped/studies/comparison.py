@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unclipped.core.errors import UsageError
 from unclipped.core.files import read_jsonl, write_json
@@ -18,8 +18,10 @@ from unclipped.studies.experiment import ARM_FILE, Arm, blind, open_inputs, rand
 from unclipped.studies.summary import overall_rows, results_of
 from unclipped.training.record import read_record
 
+if TYPE_CHECKING:
+    from unclipped.encoders.spec import EncoderSpec
+
 RESULTS = "comparison.json"
-_COMPARING = ("contrastive", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,15 @@ def _pretrain(config: ComparisonConfig, folders: _Folders, resume: bool, name: s
     write_pretraining_report(arm, folders.encoder(name), title=f"Pretraining: {name}")
 
 
-def _declared(folder: str) -> str:
-    """How an encoder says it was trained."""
+def _spec(folder: str) -> EncoderSpec:
+    """Facts of a saved encoder."""
     from unclipped.encoders.build import load_encoder
 
-    return load_encoder(folder, baseline=True)[0].spec.objective
+    return load_encoder(folder, baseline=True)[0].spec
 
 
-def _is_baseline(folder: str) -> bool:
-    return _declared(folder) in _COMPARING
+def _is_student(config: ComparisonConfig, folders: _Folders, name: str) -> bool:
+    return config.pretraining(name, folders.output / "encoders").objective == "distill"
 
 
 def _check_architectures(config: ComparisonConfig, folders: _Folders) -> None:
@@ -123,8 +125,8 @@ def _check_architectures(config: ComparisonConfig, folders: _Folders) -> None:
 
     found: dict[str, tuple[Any, ...]] = {}
     for name in config.arms:
-        if config.pretraining(name, folders.output / "encoders").objective == "distill":
-            continue  # a student is smaller than its teacher on purpose
+        if _is_student(config, folders, name):
+            continue  # a student may be smaller than its teacher on purpose
         encoder, _ = load_encoder(folders.model(name), baseline=True)
         fields: Any = encoder.model.config
         depth = getattr(getattr(fields, "text_config", fields), "num_hidden_layers", None)
@@ -141,7 +143,9 @@ def _probe(config: ComparisonConfig, folders: _Folders, name: str) -> None:
 
     arm, probe = name.split(" ", maxsplit=1)
     folder = folders.model(arm)
-    evaluate_encoder(config.probe(probe, folder, is_baseline=_is_baseline(folder)), folders.probe(arm, probe))
+    evaluate_encoder(
+        config.probe(probe, folder, is_baseline=_spec(folder).needs_baseline_flag), folders.probe(arm, probe)
+    )
 
 
 def _vlm_arms(config: ComparisonConfig, folders: _Folders) -> list[Arm]:
@@ -151,9 +155,10 @@ def _vlm_arms(config: ComparisonConfig, folders: _Folders) -> list[Arm]:
     arms = []
     for name in config.arms:
         encoder = folders.model(name)
-        made = config.experiment(encoder, is_baseline=_is_baseline(encoder))
+        made = config.experiment(encoder, is_baseline=_spec(encoder).needs_baseline_flag)
         arms.append(Arm(name, made, folders.vlm(name)))
-    control = arms[0].config
+    students = {name for name in config.arms if _is_student(config, folders, name)}
+    control = next((arm.config for arm in arms if arm.name not in students), arms[0].config)
     arms.append(Arm(RANDOM, random_encoder(control), folders.vlm(RANDOM)))
     arms.append(Arm(BLIND, blind(control), folders.vlm(BLIND)))
     if config.llm_init is not None:
@@ -176,7 +181,7 @@ def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> di
         entry, healths = record["stages"][-1], [row["health"] for row in rows if "health" in row]
         pretraining[name] = {
             "objective": config.pretraining(name, folders.output / "encoders").objective,
-            "declared": _declared(folders.model(name)),
+            "declared": _spec(folders.model(name)).objective,
             "samples": entry["steps"] * entry["batch_size"],
             "seconds": entry["seconds"],
             "samples_per_second": entry["samples_per_second"]["median"],

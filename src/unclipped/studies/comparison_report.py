@@ -9,8 +9,8 @@ from typing import Any
 from unclipped.core.files import write_text
 from unclipped.studies.environment import environment
 from unclipped.studies.plots import forest_plot
-from unclipped.studies.report import environment_rows
-from unclipped.studies.report_data import NOT_METRICS, clock
+from unclipped.studies.report import environment_rows, page_environment
+from unclipped.studies.report_data import NOT_METRICS
 
 _DECLARED = {"self_supervised": "images alone", "contrastive": "compared with text", "sigmoid": "compared with text",
              "captioning": "captions"}  # fmt: skip
@@ -20,18 +20,9 @@ def write_comparison_report(
     path: Path, results: Mapping[str, Any], *, title: str, description: str = "", recipe_text: str = ""
 ) -> Path:
     """Write the page about `comparison.json`'s contents and return its path. Raises UnclippedError when it cannot."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("unclipped.studies", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["clock"] = clock
+    pages = page_environment()
     pages.filters["interval"] = lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    pages.filters["difference"] = lambda row: f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    pages.filters["difference"] = _difference
     figures = [*_probe_figures(results["probes"]), *_vlm_figures(results)]
     text = pages.get_template("comparison.html.j2").render(
         title=title,
@@ -52,6 +43,11 @@ def write_comparison_report(
     )
     write_text(path, text)
     return path
+
+
+def _difference(row: Mapping[str, float]) -> str:
+    value, low, high = (f"{row[key]:+.3f}".replace("-", "−") for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _probe_figures(probes: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,10 +98,10 @@ def reading(results: Mapping[str, Any]) -> str:
         better = [a for a, found in arms.items() if found["minus_random"] and found["minus_random"]["low"] > 0]
         sentences.append(f"{probe}: {_listed(better, len(arms))} above random weights")
     for name, key in (("a random encoder", "vlm_minus_random"), ("the blind model", "vlm_minus_blind")):
-        rows = {arm: next(iter(tasks.values())) for arm, tasks in results[key].items() if arm in results["pretraining"]}
-        if rows:
-            better = [arm for arm, row in rows.items() if row["low"] > 0]
-            sentences.append(f"trained models: {_listed(better, len(rows))} above {name}")
+        rows = {arm: tasks for arm, tasks in results[key].items() if arm in results["pretraining"]}
+        for task in dict.fromkeys(task for tasks in rows.values() for task in tasks):
+            better = [arm for arm, tasks in rows.items() if tasks[task]["low"] > 0]
+            sentences.append(f"trained models on {task}: {_listed(better, len(rows))} above {name}")
     found = "; ".join(sentences)
     return (f"By paired 95 % intervals on the same items: {found}. " if found else "") + (
         "One seed was run: the intervals hold the chance of the test items, not that of another training. Losses of "

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unclipped.core.files import write_text
 from unclipped.studies.plots import bar_plot, line_plot, loss_plot
@@ -20,6 +20,9 @@ from unclipped.studies.report_data import (
     formatted_interval,
     metric_of,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _LONGEST_SIDE = 480  # px of a gallery image inside the page
 _SMALL_PIXELS = 128 * 256  # up to here an image is kept exact and shown enlarged with hard pixels
@@ -37,22 +40,13 @@ def write_report(path: str | Path, data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("unclipped.studies", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["clock"] = clock
-    environment.filters["figure"] = lambda row: formatted(metric_of(row), row[metric_of(row)])
-    environment.filters["interval"] = formatted_interval
-    environment.filters["difference"] = _difference
+    pages = page_environment()
+    pages.filters["figure"] = lambda row: formatted(metric_of(row), row[metric_of(row)])
+    pages.filters["interval"] = formatted_interval
+    pages.filters["difference"] = _difference
     labels = {arm: label_of(data, arm) for arm in (*data.arms, *data.curves)}
     has_perplexity = any(stage.perplexity_after is not None for stage in data.stages)
-    return environment.get_template("report.html.j2").render(
+    return pages.get_template("report.html.j2").render(
         data=data,
         reading=data.reading or read_figures(data),
         headline=data.headline or headline_figures(data),
@@ -70,6 +64,21 @@ def render_report(data: ReportData) -> str:
         has_perplexity=has_perplexity,
         environment=environment_rows(data.environment),
     )
+
+
+def page_environment() -> Environment:
+    """What fills the templates of pages; it escapes, and refuses names that are not given."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(
+        loader=PackageLoader("unclipped.studies", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["clock"] = clock
+    return pages
 
 
 def _plots(data: ReportData, labels: Mapping[str, str]) -> list[dict[str, Any]]:

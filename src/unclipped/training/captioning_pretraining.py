@@ -28,6 +28,7 @@ class CaptioningExamples:
 
     def __init__(self, pairs: PairExamples, *, parallel_share: float, seed: int) -> None:
         self.pairs, self.parallel_share, self.seed = pairs, parallel_share, seed
+        self.rule = pairs.rule
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """As `PairExamples`, and `parallel` bool (B,)."""

@@ -188,8 +188,8 @@ class PretrainConfig(FrozenConfig):
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     image_size: PositiveInt | None = None
-    """masked_autoencoder: images are stretched to this square side in pixels; null: `shape.image_size`.
-    Else: side of the (global) images (the position table is made for it); null: `shape.image_size`, else 96."""
+    """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made;
+    null: that of `shape`, else 96."""
     smallest_window: PositiveInt | None = None
     """masked_autoencoder, distill: smallest side in pixels of the random window cut from the batch; null: none."""
     flip: bool = True

@@ -13,20 +13,17 @@ from torch import Tensor
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart
-from unclipped.data.statistics import statistics_of_images
 from unclipped.data.views import MultiCrop
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
 from unclipped.objectives.dinov2 import DinoV2Objective
-from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
+from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.config import PretrainConfig, StageConfig
 from unclipped.training.device import world
+from unclipped.training.fresh_trunk import first_images, fresh_trunk, measured_rule
 from unclipped.training.stages import Job
-
-_MEASURED_IMAGES = 512
-_DEFAULT_SIDE = 96
 
 
 class CropExamples:
@@ -111,17 +108,11 @@ def dinov2_job(config: PretrainConfig) -> Job:
             "batch_size, lower gradient_accumulation, or set dinov2.koleo_weight to 0"
         )
     torch.manual_seed(config.training.seed)
-    side = config.image_size or config.shape.get("image_size", _DEFAULT_SIDE)
-    has_table = config.shape.get("model_type") != "unclipped_llm_encoder"
-    trunk = build_trunk(config.shape, image_size=side if has_table else None, maskable=True)
-    _check_sides(trunk, side, config.dinov2.local_size)
+    trunk, side = fresh_trunk(config, maskable=True)
+    _check_local_size(trunk, config.dinov2.local_size)
     declare_objective(trunk.encoder.model.config, "self_supervised")  # whatever the family usually stands for
     mixture = Mixture(config.data, config.training.seed)
-    channels: Any = trunk.channels
-    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
-    images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)
-    mean, std = statistics_of_images(images, rule)
-    rule = rule.model_copy(update={"mean": mean, "std": std})
+    rule = measured_rule(trunk, side, first_images(mixture))
     examples = CropExamples(mixture, rule, config, trunk)
     made: list[DinoV2Objective] = []
 
@@ -136,11 +127,10 @@ def dinov2_job(config: PretrainConfig) -> Job:
     return Job(model=trunk, make_objective=make_objective, make_examples=lambda stage: examples, save=save)
 
 
-def _check_sides(trunk: Trunk, side: int, local_size: int) -> None:
-    """Raise UsageError for crops that whole patches do not fill."""
-    for name, value, kind in (("image_size", side, "global"), ("dinov2.local_size", local_size, "local")):
-        if any(value % patch for patch in trunk.patch_size):
-            raise UsageError(
-                f"{name}: {kind} crops of {value} px are no multiple of the patch of "
-                f"{trunk.patch_size[0]}×{trunk.patch_size[1]} px"
-            )
+def _check_local_size(trunk: Trunk, local_size: int) -> None:
+    """Raise UsageError for local crops that whole patches do not fill."""
+    if any(local_size % patch for patch in trunk.patch_size):
+        raise UsageError(
+            f"dinov2.local_size: local crops of {local_size} px are no multiple of the patch of "
+            f"{trunk.patch_size[0]}×{trunk.patch_size[1]} px"
+        )

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from unclipped.core.errors import UsageError
 from unclipped.data.mixture import Mixture
 from unclipped.data.sources import expanded
-from unclipped.data.statistics import statistics_of_images
 from unclipped.encoders.build import load_encoder
 from unclipped.encoders.spec import declare_objective
-from unclipped.images.config import ImageRule
 from unclipped.objectives.distill import DistillObjective
-from unclipped.objectives.trunk import build_trunk, save_trunk
+from unclipped.objectives.trunk import save_trunk
 from unclipped.training.config import PretrainConfig
 from unclipped.training.device import world
+from unclipped.training.fresh_trunk import first_images, fresh_trunk, measured_rule
 from unclipped.training.image_pretraining import ImageExamples
 from unclipped.training.stages import Job
-
-_MEASURED_IMAGES = 512
-_DEFAULT_SIDE = 96
 
 
 def distill_job(config: PretrainConfig) -> Job:
@@ -42,20 +37,10 @@ def distill_job(config: PretrainConfig) -> Job:
     except UsageError as error:
         raise UsageError(f"distill.teacher: {error} (of a teacher: distill.baseline)") from error
     torch.manual_seed(config.training.seed)
-    side = config.image_size or config.shape.get("image_size", _DEFAULT_SIDE)
-    has_table = config.shape.get("model_type") != "unclipped_llm_encoder"
-    trunk = build_trunk(config.shape, image_size=side if has_table else None)
-    if any(side % patch for patch in trunk.patch_size):
-        raise UsageError(
-            f"image_size: {side} px are no multiple of the patch of {trunk.patch_size[0]}×{trunk.patch_size[1]} px"
-        )
+    trunk, side = fresh_trunk(config)
     declare_objective(trunk.encoder.model.config, teacher.spec.objective)
     mixture = Mixture(config.data, config.training.seed)
-    channels: Any = trunk.channels
-    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
-    images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)
-    mean, std = statistics_of_images(images, rule)
-    rule = rule.model_copy(update={"mean": mean, "std": std})
+    rule = measured_rule(trunk, side, first_images(mixture))
     num_patches = (side // trunk.patch_size[0]) * (side // trunk.patch_size[1])
     objective = DistillObjective(trunk, teacher, config.distill, rule)
 

@@ -16,7 +16,6 @@ from transformers import ViTMAEConfig
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart
-from unclipped.data.statistics import statistics_of_images
 from unclipped.encoders.build import build_encoder
 from unclipped.encoders.hf import keep_as_buffer
 from unclipped.encoders.spec import declare_objective
@@ -28,6 +27,7 @@ from unclipped.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAut
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
 from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
 from unclipped.training.config import PretrainConfig
+from unclipped.training.fresh_trunk import first_images, measured_rule, side_of
 from unclipped.training.stages import Job
 
 _SMALL = {
@@ -43,8 +43,6 @@ _SMALL = {
     "decoder_intermediate_size": 192,
     "norm_pix_loss": True,
 }
-_MEASURED_IMAGES = 512
-DEFAULT_SIDE = 96
 _CACHE_BYTES = 1 << 29
 
 
@@ -180,18 +178,9 @@ def masked_autoencoder_job(config: PretrainConfig) -> Job:
     torch.manual_seed(config.training.seed)
     model = build_autoencoder(config.shape, config.image_size, config.masked_autoencoder)
     trunk = model.trunk
-    channels: Any = trunk.channels
-    native = trunk.encoder.spec.image_size
-    side = native[0] if native is not None else config.image_size or DEFAULT_SIDE
-    if any(side % patch for patch in trunk.patch_size):
-        raise UsageError(
-            f"image_size: {side} px are no multiple of the patch of {trunk.patch_size[0]}×{trunk.patch_size[1]} px"
-        )
+    side = side_of(trunk, config.image_size)
     mixture = Mixture(config.data, config.training.seed)
-    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
-    images = (part for index in range(_MEASURED_IMAGES) for part in mixture.read(index).images)
-    mean, std = statistics_of_images(images, rule)
-    rule = rule.model_copy(update={"mean": mean, "std": std})
+    rule = measured_rule(trunk, side, first_images(mixture))
     num_patches = (side // trunk.patch_size[0]) * (side // trunk.patch_size[1])
     model.visible(num_patches)
     encoder_config: Any = trunk.encoder.model.config

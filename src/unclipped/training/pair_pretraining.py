@@ -15,7 +15,6 @@ from unclipped.data.config import DataConfig
 from unclipped.data.mixture import Mixture
 from unclipped.data.pairs import pair_of
 from unclipped.data.sample import ImagePart
-from unclipped.data.statistics import statistics_of_images
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
@@ -23,15 +22,13 @@ from unclipped.images.rules import apply_rule
 from unclipped.objectives.base import Objective
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.text_side import PAIR_OBJECTIVES, save_text_side
-from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
+from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.batches import Examples
 from unclipped.training.config import PretrainConfig, StageConfig
 from unclipped.training.device import world
+from unclipped.training.fresh_trunk import MEASURED_IMAGES, fresh_trunk, measured_rule
 from unclipped.training.stages import Job
 from unclipped.training.tokenizer import train_tokenizer
-
-_MEASURED_IMAGES = 512
-_DEFAULT_SIDE = 96
 
 MakeModel = Callable[[PretrainConfig, Trunk, Any], tuple[nn.Module, Objective]]
 """(configuration, trunk with fresh weights, tokenizer) → the model, trunk included, and the objective over it."""
@@ -93,28 +90,19 @@ def pair_job(
 
     `declared`: what the saved encoder says of its training; `contrastive` and `sigmoid` make it a baseline. The model
     folder is the trunk and what `save_text` adds; batches are those of `PairExamples` or what `make_examples` makes of
-    them. `config.pairs` says how long a caption may be. Raises UsageError for
-    shapes that do not fit and data that are not read pair by pair, DataError for samples that are no pairs.
+    them. `config.pairs` says how long a caption may be. Raises UsageError for shapes that do not fit and data that are
+    not read pair by pair, DataError for samples that are no pairs.
     """
     data = config.data
     if data.share_image or data.blind is not None:
         name = "share_image" if data.share_image else "blind"
         raise UsageError(f"data.{name}: {config.objective} learns from single images with their captions; leave it out")
     torch.manual_seed(config.training.seed)
-    side = config.image_size or config.shape.get("image_size", _DEFAULT_SIDE)
-    has_table = config.shape.get("model_type") != "unclipped_llm_encoder"
-    trunk = build_trunk(config.shape, image_size=side if has_table else None)
-    if any(side % patch for patch in trunk.patch_size):
-        raise UsageError(
-            f"image_size: {side} px are no multiple of the patch of {trunk.patch_size[0]}×{trunk.patch_size[1]} px"
-        )
+    trunk, side = fresh_trunk(config)
     plain = Mixture(_unaugmented(data), config.training.seed)
     tokenizer = train_tokenizer(config.tokenizer, (caption for _, caption in _pairs(plain, config.tokenizer.documents)))
     captions = CaptionTokens(tokenizer, config.pairs.context_length, config.pairs.long_captions)
-    channels: Any = trunk.channels
-    rule = ImageRule(rule="squash", size=(side, side), patch_size=trunk.patch_size, channels=channels)
-    mean, std = statistics_of_images((image for image, _ in _pairs(plain, _MEASURED_IMAGES)), rule)
-    rule = rule.model_copy(update={"mean": mean, "std": std})
+    rule = measured_rule(trunk, side, (image for image, _ in _pairs(plain, MEASURED_IMAGES)))
     model, objective = make_model_and_objective(config, trunk, tokenizer)
     declare_objective(trunk.encoder.model.config, declared)
 

@@ -125,11 +125,14 @@ class UnclippedTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Counts:  # type: ignore[override]
         """Items that the loss is divided by, over all micro-batches and processes."""
+        started = time.perf_counter()
         totals: Counts = {}
         for batch in batch_samples:
             for name, count in self.objective.count(batch).items():
                 totals[name] = totals[name] + count if name in totals else count
-        return {name: count.to(device) for name, count in sum_over_ranks(totals, device).items()}
+        counts = {name: count.to(device) for name, count in sum_over_ranks(totals, device).items()}
+        self._waited -= time.perf_counter() - started  # within the time of `get_batch_samples`, but no data is awaited
+        return counts
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None

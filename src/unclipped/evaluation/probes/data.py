@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from unclipped.data.config import SourceConfig
 from unclipped.data.generated.stencils import FIGURES
 from unclipped.data.readers.folder import IMAGE_SUFFIXES
 from unclipped.data.sample import ImagePart, Sample
-from unclipped.data.sources import open_source
+from unclipped.data.sources import expanded, open_source
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, LabelledDataConfig
 
 
@@ -37,14 +35,6 @@ class LabelledSet:
     classes: tuple[str, ...]
     train: tuple[LabelledImage, ...]
     test: tuple[LabelledImage, ...]
-
-
-def expanded(path: str) -> str:
-    """`path` with environment variables and `~` filled in. Raises UsageError for a variable that is not set."""
-    found = os.path.expanduser(os.path.expandvars(path))
-    if unset := re.search(r"\$\{?(\w+)", found):
-        raise UsageError(f"data {path}: the environment variable {unset.group(1)} is not set; export it")
-    return found
 
 
 def load_labelled(config: LabelledDataConfig) -> LabelledSet:
@@ -88,7 +78,7 @@ def load_labelled(config: LabelledDataConfig) -> LabelledSet:
 def _labels_of_split(config: LabelledDataConfig, split: str, limit: int | None) -> list[tuple[str, ImagePart, str]]:
     """(id, image, label) of a split."""
     is_generated = config.source.startswith("generated:")
-    folder = None if is_generated else Path(expanded(config.source))
+    folder = None if is_generated else Path(expanded(config.source, "data"))
     if folder is not None and folder.is_dir() and _has_class_folders(folder):
         return _class_folders(folder, split, limit)
     if is_generated and limit is None:

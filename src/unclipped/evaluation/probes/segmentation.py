@@ -23,10 +23,10 @@ from unclipped.data.config import SourceConfig
 from unclipped.data.generated.stencils import FIGURES, figure
 from unclipped.data.readers.folder import IMAGE_SUFFIXES
 from unclipped.data.sample import ImagePart, Sample
-from unclipped.data.sources import open_source
+from unclipped.data.sources import expanded, open_source
 from unclipped.evaluation.intervals import Difference, Estimate
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, SegmentationConfig
-from unclipped.evaluation.probes.data import expanded, shapes_of
+from unclipped.evaluation.probes.data import shapes_of
 from unclipped.evaluation.probes.linear import batches
 
 Mask = NDArray[np.uint8]
@@ -65,7 +65,7 @@ def load_segmented(config: SegmentationConfig) -> SegmentedSet:
         return SegmentedSet(config.source, ("background", *FIGURES), splits[0], splits[1])
     if not 2 <= len(config.classes) <= 255:
         raise UsageError("segmentation.classes: name the classes 0, 1, … of the masks, at least two and at most 255")
-    folder = Path(expanded(config.source))
+    folder = Path(expanded(config.source, "segmentation"))
     splits = [
         _from_folder(folder / config.train_split, config, config.train_limit),
         _from_folder(folder / config.test_split, config, config.test_limit),
