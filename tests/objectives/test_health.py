@@ -129,6 +129,17 @@ def test_what_is_healthy_or_not_measured_is_not_judged() -> None:
         assert detector.check(health) == []
 
 
+def test_targets_that_are_even_are_said_although_features_are_healthy() -> None:
+    detector = CollapseDetector()
+    even, sorted_ = (HEALTHY | {"teacher_entropy": entropy, "prototypes": 900.0} for entropy in (0.98, 0.4))
+    assert detector.check(even) == []
+    (warning,) = detector.check(even)
+    assert "entropy 0.98 of the most there can be" in warning
+    assert "lower prototypes, or raise batch_size" in warning
+    assert detector.check(even) == []
+    assert all(CollapseDetector().check(sorted_) == [] for _ in range(3))
+
+
 def test_real_features_that_collapse_are_found() -> None:
     detector = CollapseDetector()
     healthy, constant = drawn(32, 16), torch.ones(32, 16) + 1e-4 * drawn(32, 16)

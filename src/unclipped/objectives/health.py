@@ -18,6 +18,8 @@ from unclipped.core.errors import UnclippedError
 
 MOST_ROWS = 2048
 """Rows of a feature matrix that its rank is taken of: the time grows with rows · width²."""
+EVEN_TEACHER = 0.97
+"""Entropy of a teacher's targets, as a share of the largest, from which on they say next to nothing."""
 _ROUNDING = 1e-12
 
 
@@ -107,10 +109,17 @@ class CollapseDetector:
             found["constant"] = f"features are nearly constant (spread {health['spread']:.2g}, healthy: towards 1)"
         elif health.get("rank", math.inf) < self.smallest_rank:
             found["rank"] = f"features span hardly more than one direction (effective rank {health['rank']:.2g})"
+        elif health.get("teacher_entropy", 0.0) > EVEN_TEACHER:
+            share = f"{health['teacher_entropy']:.2f}"
+            found["even"] = (
+                f"the teacher's targets are nearly even over its prototypes (entropy {share} of the most there can be), "
+                "so they teach little"
+            )
         again, self._suspected = self._suspected & found.keys(), set(found)
         new = sorted(again - self._said)
         self._said |= again
-        return [f"{found[name]}; likely cause: {_cause(health)}" for name in new]
+        causes = {"even": "more prototypes than a batch can fill; lower prototypes, or raise batch_size"}
+        return [f"{found[name]}; likely cause: {causes.get(name) or _cause(health)}" for name in new]
 
 
 def _cause(health: Mapping[str, float]) -> str:
