@@ -135,7 +135,7 @@ def test_targets_that_are_even_are_said_although_features_are_healthy() -> None:
     assert detector.check(even) == []
     (warning,) = detector.check(even)
     assert "entropy 0.98 of the most there can be" in warning
-    assert "lower prototypes, or raise batch_size" in warning
+    assert "lower teacher_temperature or learning_rate" in warning
     assert detector.check(even) == []
     assert all(CollapseDetector().check(sorted_) == [] for _ in range(3))
 

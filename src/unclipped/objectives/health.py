@@ -110,24 +110,20 @@ class CollapseDetector:
         elif health.get("rank", math.inf) < self.smallest_rank:
             found["rank"] = f"features span hardly more than one direction (effective rank {health['rank']:.2g})"
         elif health.get("teacher_entropy", 0.0) > EVEN_TEACHER:
-            share = f"{health['teacher_entropy']:.2f}"
-            found["even"] = (
-                f"the teacher's targets are nearly even over its prototypes (entropy {share} of the most there can be), "
-                "so they teach little"
-            )
+            share = f"entropy {health['teacher_entropy']:.2f} of the most there can be"
+            found["even"] = f"the teacher's targets are nearly even over its prototypes ({share}) and teach little"
         again, self._suspected = self._suspected & found.keys(), set(found)
         new = sorted(again - self._said)
         self._said |= again
-        causes = {"even": "more prototypes than a batch can fill; lower prototypes, or raise batch_size"}
-        return [f"{found[name]}; likely cause: {causes.get(name) or _cause(health)}" for name in new]
+        return [f"{found[name]}; likely cause: {_cause(health)}" for name in new]
 
 
 def _cause(health: Mapping[str, float]) -> str:
     """The likeliest cause of a collapse, with a remedy."""
-    if health.get("teacher_entropy", 0.0) > 0.98:
+    if health.get("teacher_entropy", 0.0) > EVEN_TEACHER:
         return (
-            "the teacher gives all prototypes the same probability; lower teacher_temperature, or centre less "
-            "(centre_momentum nearer to 1)"
+            "the teacher gives all prototypes the same probability; lower teacher_temperature or learning_rate, or "
+            "centre less (centre_momentum nearer to 1)"
         )
     if health.get("prototypes", math.inf) < 1.5:
         return "one prototype takes everything; raise teacher_temperature or use centring: sinkhorn"
