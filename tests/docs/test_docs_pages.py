@@ -7,10 +7,13 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import typer
 from docs_pages import PAGES, ROOT
 
+from unclipped.cli.main import app
 from unclipped.connectors.projections import CONNECTORS
 from unclipped.connectors.steps import CONNECTOR_STEPS
 from unclipped.data.generated.generator import GENERATORS
@@ -21,6 +24,7 @@ from unclipped.encoders.spec import BASELINE_OBJECTIVES
 from unclipped.evaluation.scorers import SCORERS
 from unclipped.recipes.loading import builtin_names
 from unclipped.recipes.reference import reference
+from unclipped.training.config import PretrainConfig
 
 PACKAGE = ROOT / "src" / "unclipped"
 README = (ROOT / "README.md").read_text()
@@ -73,6 +77,11 @@ def test_readme_lists_what_is_registered() -> None:
     for name in GENERATORS.names():
         assert f"`{name}`" in README, f"generated:{name}"
         assert f"`generated:{name}`" in OWN_DATA
+    rows = {line.split(" | ")[0].strip("| "): line for line in README.splitlines() if line.startswith("| ")}
+    for name in get_args(PretrainConfig.model_fields["objective"].annotation):
+        assert f"`{name}`" in rows["pretraining"], f"objective {name}"
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"`{name}`" in rows["commands"], f"command {name}"
     for name in [*CONNECTOR_STEPS.names(), *CONNECTORS.names()]:
         assert re.search(rf"`{name}[`(]", README), f"connector {name}"
 

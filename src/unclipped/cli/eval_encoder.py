@@ -9,7 +9,8 @@ import typer
 HELP = """Evaluate a frozen encoder: k-NN, linear and segmentation probes with 95 % intervals.
 
 ENCODER is a folder, a hub id, or llm: and either of them. Every figure stands beside that of the same architecture with
-random weights and that of raw pixels, with the paired differences. Fields of the evaluation (see
+random weights and that of raw pixels, with the paired differences. An encoder that was trained with its text side also
+names classes (field zero_shot) and retrieves captions (field retrieval). Fields of the evaluation (see
 docs/encoder-evaluation.md) are changed with key.path=value.
 
 Examples:
