@@ -12,6 +12,7 @@ from unclipped.cli import (
     assemble,
     chat,
     compare_objectives,
+    data,
     eval_encoder,
     evaluate,
     pretrain,
@@ -51,7 +52,7 @@ def _common(
         os.environ["UNCLIPPED_DEBUG"] = "1"
 
 
-for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, chat, recipes):
+for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, data, chat, recipes):
     command.register(app)
 
 
