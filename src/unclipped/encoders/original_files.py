@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unclipped.core.errors import CheckpointError
-from unclipped.encoders.checkpoint import first_line, shortened
+from unclipped.encoders.checkpoint import shortened
 
 _SIDES = ("teacher", "student")
 _CONTAINERS = ("model", "state_dict", "module")
@@ -92,9 +92,16 @@ def _stored(path: Path) -> Any:
                 f"{path}: asks to run '{asked[1]}' when it is loaded, which is refused; save its tensors alone, "
                 "in a Python that may run what the file asks for"
             ) from None
-        raise CheckpointError(f"{path}: is no file of weights; expected {_FILES}") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({first_line(error)[:120]}); expected {_FILES}") from None
+        raise _unreadable(path) from None
+    except PermissionError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError):
+        # What the readers say of a file that is cut or of another kind is about their insides.
+        raise _unreadable(path) from None
+
+
+def _unreadable(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read as weights; expected {_FILES}, whole: fetch or copy it again")
 
 
 def _chosen(stored: Any, side: str | None, found: OriginalWeights) -> tuple[dict[str, Tensor], bool]:

@@ -113,6 +113,8 @@ def grouped(reasons: dict[str, str]) -> list[str]:
 
 def _rule(config: ImportConfig, encoder: ImportedEncoder) -> tuple[ImageRule, str]:
     channels: Any = encoder.shape.channels
+    if channels not in (1, 3):
+        raise UsageError(f"{config.checkpoint}: takes images of {channels} channels; images here have one or three")
     if config.mean is None and channels != len(IMAGENET_MEAN):
         raise UsageError(
             f"{config.checkpoint}: takes images of {channels} channels, for which there is no usual mean and standard "
