@@ -63,9 +63,10 @@ def _stored_decoder(folder: Path, config: ViTMAEConfig) -> dict[str, Tensor]:
     """The decoder's tensors under the names that they have in transformers."""
     try:
         with quiet():
-            model, info = ViTMAEForPreTraining.from_pretrained(
+            loaded: Any = ViTMAEForPreTraining.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
+        model, info = loaded
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: weights cannot be read ({first_line(error)}); import or fetch it again"

@@ -41,7 +41,7 @@ class ImportReport:
     left_out: dict[str, str]
     """Name in the file → why."""
     new: dict[str, str]
-    """Name in the model → what it is filled with, and why."""
+    """Name in the folder → what it is filled with, and why."""
     taken: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -77,10 +77,10 @@ def import_encoder(config: ImportConfig, folder: Path) -> ImportReport:
     heads = _heads(weights, encoder, left_out)
     report = ImportReport(
         source=config.checkpoint,
-        family=encoder.model.config.model_type,
+        family=encoder.config.model_type,
         objective=encoder.objective,
         shape=encoder.shape.config_fields(),
-        parameters=sum(value.numel() for value in encoder.model.parameters()),
+        parameters=sum(value.numel() for value in encoder.tensors.values()),
         statistics_from=statistics,
         rule=rule.model_dump(mode="json"),
         heads={name: sizes_of(head) for name, head in heads.named_heads().items()},
@@ -89,7 +89,7 @@ def import_encoder(config: ImportConfig, folder: Path) -> ImportReport:
         taken=encoder.taken,
     )
     with whole_folder(folder) as temporary, quiet():
-        encoder.model.save_pretrained(temporary)
+        encoder.save(temporary)
         write_image_processor(temporary, rule)
         if report.heads:
             save_dino_heads(temporary, heads)
@@ -120,10 +120,11 @@ def _rule(config: ImportConfig, encoder: ImportedEncoder) -> tuple[ImageRule, st
             f"{config.checkpoint}: takes images of {channels} channels, for which there is no usual mean and standard "
             "deviation; give --mean and --std"
         )
-    size, patch = (encoder.shape.side,) * 2, (encoder.shape.patch,) * 2
+    side, patch = encoder.shape.side, encoder.shape.patch
+    size, patch_size = (side, side), (patch, patch)
     mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
     try:
-        rule = ImageRule(rule="squash", size=size, patch_size=patch, channels=channels, mean=mean, std=std)
+        rule = ImageRule(rule="squash", size=size, patch_size=patch_size, channels=channels, mean=mean, std=std)
     except ValidationError as error:
         raise UsageError(f"{config.checkpoint}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     return rule, "ImageNet, as published encoders of this kind" if config.mean is None else "given"

@@ -122,7 +122,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
         return made[-1]
 
     def save(folder: Path) -> None:
-        teacher = made[-1].teacher
+        teacher: Any = made[-1].teacher
         save_trunk(teacher.trunk, folder, rule)
         save_dino_heads(folder, DinoHeads(teacher.dino_head, teacher.ibot_head, teacher.trunk.mask_token))
 
