@@ -18,6 +18,7 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
+from unclipped.objectives.dino_side import DinoHeads, save_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.config import PretrainConfig, StageConfig
@@ -123,6 +124,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
     def save(folder: Path) -> None:
         teacher: Any = made[-1].teacher
         save_trunk(teacher.trunk, folder, rule)
+        save_dino_heads(folder, DinoHeads(teacher.dino_head, teacher.ibot_head, teacher.trunk.mask_token))
 
     return Job(model=trunk, make_objective=make_objective, make_examples=lambda stage: examples, save=save)
 
