@@ -113,9 +113,11 @@ def test_prototypes_stay_for_the_first_steps() -> None:
 
 
 def test_the_state_dict_holds_teacher_centres_and_step() -> None:
-    own, given = objective(centring="ema").eval(), batch()
+    own, given = objective(centring="ema"), batch()
     own(**given)
     own.after_step()
+    own.eval()
+    assert bool(own.centres["ibot"].mean.any())
     other = objective(centring="ema").eval()
     other.load_state_dict(own.state_dict())
     assert int(other.step) == 1

@@ -96,12 +96,9 @@ class CropExamples:
 def dinov2_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the encoder and describe the training; the teacher's encoder is what is saved.
 
-    Raises UsageError for a batch in which KoLeo finds no neighbour, for fsdp2, and for shapes that do not fit.
+    Raises UsageError for a batch in which KoLeo finds no neighbour, and for shapes that do not fit.
     """
-    processes = world()[1]
-    if config.training.parallel == "fsdp2" and processes > 1:
-        raise UsageError("training.parallel: dinov2 keeps a whole teacher on each process; use ddp")
-    each = config.batch_size // (config.gradient_accumulation * processes)
+    each = config.batch_size // (config.gradient_accumulation * world()[1])
     if config.dinov2.koleo_weight and each < 2:
         raise UsageError(
             f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
