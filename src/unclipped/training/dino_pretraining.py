@@ -114,7 +114,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
     made: list[DinoV2Objective] = []
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DinoV2Objective:
-        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.steps))
+        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.schedule_length))
         return made[-1]
 
     def save(folder: Path) -> None:
