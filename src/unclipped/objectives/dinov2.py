@@ -24,9 +24,10 @@ class _Side(nn.Module):
     def __init__(self, trunk: Trunk, config: DinoV2Config) -> None:
         super().__init__()
         self.trunk = trunk
-        sizes = {"hidden": config.head_hidden, "bottleneck": config.bottleneck, "prototypes": config.prototypes}
-        self.dino_head = DinoHead(trunk.width, **sizes)
-        self.ibot_head = DinoHead(trunk.width, **sizes) if config.ibot_weight else None
+        sizes = {"hidden": config.head_hidden, "prototypes": config.prototypes}
+        self.dino_head = DinoHead(trunk.width, bottleneck=config.bottleneck, **sizes)
+        ibot_bottleneck = config.ibot_bottleneck or config.bottleneck
+        self.ibot_head = DinoHead(trunk.width, bottleneck=ibot_bottleneck, **sizes) if config.ibot_weight else None
 
 
 @OBJECTIVES.register("dinov2")
@@ -43,7 +44,7 @@ class DinoV2Objective(Objective):
     teacher: _Side
 
     def __init__(self, trunk: Trunk, config: DinoV2Config, *, steps: int) -> None:
-        """`steps`: length of the training, for the teacher's momentum. Raises UsageError for an unmaskable trunk."""
+        """`steps`: where the teacher's momentum ends its course. Raises UsageError for an unmaskable trunk."""
         super().__init__()
         if config.ibot_weight and trunk.mask_token is None:
             raise UsageError("dinov2: the trunk has no mask token; build it with maskable, or set ibot_weight to 0")
@@ -69,6 +70,14 @@ class DinoV2Objective(Objective):
 
     def part_of(self, name: str) -> Literal["vision", "connector", "text"]:
         return "vision"
+
+    def module_of(self, name: str) -> str:
+        """`trunk`, `dino_head` or `ibot_head`."""
+        return name.split(".")[1]
+
+    def schedules(self) -> dict[str, float]:
+        """The teacher's temperature and momentum."""
+        return {"teacher_temperature": self._temperature(), "teacher_momentum": self._momentum()}
 
     def num_samples(self, batch: Batch) -> int:
         return batch["global_crops"].shape[0] // 2
@@ -127,6 +136,10 @@ class DinoV2Objective(Objective):
         """The teacher's, at this step."""
         return linear(*self.options.teacher_temperature, int(self.step), self.options.teacher_temperature_steps)
 
+    def _momentum(self) -> float:
+        """The teacher's, after this step."""
+        return cosine(*self.options.teacher_momentum, int(self.step), self.steps)
+
     def health(self, batch: Batch) -> dict[str, float]:
         """Rank and spread of the teacher's features of first global crops; entropy and use of its prototypes.
 
@@ -145,7 +158,7 @@ class DinoV2Objective(Objective):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the teacher towards the student, and the centres towards the step's scores."""
-        momentum = cosine(*self.options.teacher_momentum, int(self.step), self.steps)
+        momentum = self._momentum()
         for theirs, own in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             theirs.lerp_(own.detach(), 1 - momentum)
         for centre in self.centres.values():

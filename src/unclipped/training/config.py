@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -30,7 +31,15 @@ class OptimizerConfig(FrozenConfig):
     epsilon: PositiveFloat = 1e-8
     """AdamW: added to the root of the running square."""
     weight_decay: NonNegativeFloat | dict[Part, NonNegativeFloat] = 0.0
-    """AdamW: decoupled weight decay of matrices, one number or one for each part (norms, biases: none)."""
+    """AdamW: decoupled weight decay of matrices, one number or one for each part (norms, biases, LayerScale, gains and
+    other vectors: none)."""
+    final_weight_decay: NonNegativeFloat | None = None
+    """AdamW: weight decay at the end of the schedules, reached from `weight_decay` on half a cosine; null: constant."""
+    patch_embedding_factor: PositiveFloat = 1.0
+    """Factor on the learning rate of a vision encoder's patch embedding."""
+    layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Factor on the learning rate of a vision encoder's layers for each block that lies above; 1: all learn alike. Of n
+    blocks, number i (from 0) has the power n − i, embeddings n + 1, the final norm and heads 0."""
     muon_learning_rate: PositiveFloat = 1e-2
     """Muon: learning rate of hidden matrices."""
     muon_scale: dict[Part, PositiveFloat] = Field(default_factory=dict)
@@ -41,6 +50,15 @@ class OptimizerConfig(FrozenConfig):
     """Muon: decoupled weight decay."""
     muon_parts: tuple[Part, ...] = ("vision", "connector", "text")
     """Muon: the parts whose hidden matrices it updates; those of other parts stay with AdamW."""
+
+    @model_validator(mode="after")
+    def _one_decay(self) -> OptimizerConfig:
+        if self.final_weight_decay is not None and isinstance(self.weight_decay, dict):
+            raise ValueError(
+                "final_weight_decay: expected one number under weight_decay beside it, found one for each part; give "
+                "one number, or leave final_weight_decay out"
+            )
+        return self
 
 
 class StageConfig(FrozenConfig):
@@ -61,7 +79,10 @@ class StageConfig(FrozenConfig):
     schedule: Schedule = "cosine"
     """Course of the learning rates after the warm-up."""
     final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the learning rate that is left at the last step (cosine and linear)."""
+    """Share of the learning rate that is left at the end of the schedules (cosine and linear)."""
+    schedule_steps: PositiveInt | None = None
+    """Step of this stage at which the schedules end: learning rate, weight decay, dinov2's teacher momentum. Below
+    `steps`: the last values stay to the end; above: the run ends on the way; null: `steps`."""
     data: DataConfig | None = None
     """Data of this stage; null: the recipe's `data`."""
     max_length: PositiveInt | None = None
@@ -74,6 +95,9 @@ class StageConfig(FrozenConfig):
     """Weights of auxiliary loss parts. `ctc`: the encoder's tokens in reading order must spell the answer."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
+    clip_per_module: bool = False
+    """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head, elsewhere
+    each part."""
     standardise_batches: PositiveInt = 8
     """Batches on which a connector with `standardise` measures mean and standard deviation of the features."""
 
@@ -89,12 +113,24 @@ class StageConfig(FrozenConfig):
             raise ValueError(
                 f"stage '{self.name}': warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
             )
+        if self.schedule_steps is not None and self.warmup_steps >= self.schedule_steps:
+            raise ValueError(
+                f"stage '{self.name}': warmup_steps ({self.warmup_steps}) must be below schedule_steps "
+                f"({self.schedule_steps})"
+            )
+        if self.clip_per_module and self.clip_norm is None:
+            raise ValueError(f"stage '{self.name}': clip_per_module needs a clip_norm, found null; give one")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"stage '{self.name}': batch_size ({self.batch_size}) is no multiple of "
                 f"gradient_accumulation ({self.gradient_accumulation})"
             )
         return self
+
+    @property
+    def schedule_length(self) -> int:
+        """Step at which the schedules end."""
+        return self.schedule_steps or self.steps
 
 
 class TrainingConfig(FrozenConfig):
@@ -179,14 +215,24 @@ class PretrainConfig(FrozenConfig):
     """Micro-batches into which each process cuts its share of a batch."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of AdamW (with `muon`: of what is no hidden matrix)."""
+    base_batch_size: PositiveInt | None = None
+    """Batch size that `learning_rate` is meant for: the rate is `learning_rate` · √(`batch_size` / `base_batch_size`),
+    in DINOv2 2e-4 for 1024; null: `learning_rate` as it is."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which learning rates rise linearly from zero."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
     final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the learning rate that is left at the last step."""
+    """Share of the learning rate that is left at the end of the schedule."""
+    final_learning_rate: NonNegativeFloat | None = None
+    """Learning rate at the end of the schedule, in place of `final_ratio`; null: `final_ratio` says it."""
+    schedule_steps: PositiveInt | None = None
+    """Step at which the schedules end: learning rate, weight decay, dinov2's teacher momentum. Below `steps`: the last
+    values stay to the end; above: the run ends on the way; null: `steps`."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
+    clip_per_module: bool = False
+    """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head."""
     image_size: PositiveInt | None = None
     """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made;
     null: that of `shape`, else 96."""
@@ -216,15 +262,30 @@ class PretrainConfig(FrozenConfig):
     def stage(self) -> StageConfig:
         """The single stage that this configuration describes, over the whole model as one part."""
         part: Part = "text" if self.objective == "language_model" else "vision"
+        rate = self.learning_rate
+        if self.base_batch_size is not None:
+            rate *= math.sqrt(self.batch_size / self.base_batch_size)
         return StageConfig(
             name=self.objective,
-            train={part: self.learning_rate},
+            train={part: rate},
             steps=self.steps,
             batch_size=self.batch_size,
             gradient_accumulation=self.gradient_accumulation,
             warmup_steps=self.warmup_steps,
             schedule=self.schedule,
-            final_ratio=self.final_ratio,
+            final_ratio=self._final_ratio(rate),
+            schedule_steps=self.schedule_steps,
             data=self.data,
             clip_norm=self.clip_norm,
+            clip_per_module=self.clip_per_module,
         )
+
+    def _final_ratio(self, rate: float) -> float:
+        """Share of the learning rate `rate` that is left at the end. Raises ValueError for two answers, or a rise."""
+        if self.final_learning_rate is None:
+            return self.final_ratio
+        if self.final_ratio:
+            raise ValueError("final_ratio and final_learning_rate say the same; leave one out")
+        if self.final_learning_rate > rate:
+            raise ValueError(f"final_learning_rate: expected at most {rate:g}, found {self.final_learning_rate:g}")
+        return self.final_learning_rate / rate

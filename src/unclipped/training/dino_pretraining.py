@@ -97,12 +97,9 @@ class CropExamples:
 def dinov2_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the encoder and describe the training; the teacher's encoder is what is saved.
 
-    Raises UsageError for a batch in which KoLeo finds no neighbour, for fsdp2, and for shapes that do not fit.
+    Raises UsageError for a batch in which KoLeo finds no neighbour, and for shapes that do not fit.
     """
-    processes = world()[1]
-    if config.training.parallel == "fsdp2" and processes > 1:
-        raise UsageError("training.parallel: dinov2 keeps a whole teacher on each process; use ddp")
-    each = config.batch_size // (config.gradient_accumulation * processes)
+    each = config.batch_size // (config.gradient_accumulation * world()[1])
     if config.dinov2.koleo_weight and each < 2:
         raise UsageError(
             f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
@@ -118,7 +115,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
     made: list[DinoV2Objective] = []
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DinoV2Objective:
-        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.steps))
+        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.schedule_length))
         return made[-1]
 
     def save(folder: Path) -> None:
