@@ -72,8 +72,8 @@ class DistillObjective(Objective):
             side = grid[axis] * patch if own is None else own[axis] * rule.size[axis] / self.main_size[axis]
             if side % patch:
                 raise UsageError(
-                    f"distill.teacher: beside images of {rule.size[axis]} px its own would be of {side:g} px, no multiple "
-                    f"of its patch of {patch} px; choose another image_size"
+                    f"distill.teacher: beside images of {rule.size[axis]} px its own would be of {side:g} px, no "
+                    f"multiple of its patch of {patch} px; choose another image_size"
                 )
             sizes.append(int(side))
         self.teacher_size = tuple(sizes)

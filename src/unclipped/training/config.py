@@ -175,7 +175,8 @@ class PhaseConfig(FrozenConfig):
     schedule: Schedule | None = None
     """Course of the learning rate after the warm-up; null: that of the main stage."""
     local_size: PositiveInt | None = None
-    """dinov2: side of the local crops in pixels; null: grows with `image_size`, to the nearest multiple of the patch."""
+    """dinov2: side of the local crops in pixels; null: in proportion to `image_size`, to the nearest multiple of the
+    patch."""
 
 
 class PretrainConfig(FrozenConfig):
