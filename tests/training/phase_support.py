@@ -20,6 +20,14 @@ LLM = {
 PHASES = ({"image_size": 32, "steps": 3, "learning_rate": 1e-3},)
 
 
+def kind_of(objective: str) -> Any:
+    """The objective's class."""
+    from unclipped.objectives.base import OBJECTIVES as REGISTERED
+    from unclipped.training import captioning_pretraining, dino_pretraining, distill_pretraining  # noqa: F401
+
+    return REGISTERED.get(objective)
+
+
 def make_job(config: PretrainConfig) -> Any:
     """The job that `pretrain` runs."""
     from unclipped.training.captioning_pretraining import captioning_job

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from pair_support import VIT
-from phase_support import LLM, OBJECTIVES, PHASES, make_job, tiny
+from phase_support import LLM, OBJECTIVES, PHASES, kind_of, make_job, tiny
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from unclipped.core.errors import UsageError
 from unclipped.encoders.build import load_encoder
-from unclipped.objectives.base import OBJECTIVES as REGISTERED
 from unclipped.training.config import OptimizerConfig, PhaseStage, PretrainConfig
 from unclipped.training.interrupt import TrainingInterrupted
 from unclipped.training.pretrain import pretrain
@@ -120,7 +119,7 @@ def test_an_interrupted_run_resumes_to_equal_files(
 ) -> None:
     """After so many steps of 3 + 2 + 2: 3 and 5 lie between two stages, 4 and 6 in the middle of one."""
     config, whole = unbroken(objective)
-    kind: Any = REGISTERED.get(objective)
+    kind = kind_of(objective)
     after_step, done = kind.after_step, []
 
     def stop(self: Any) -> None:
@@ -145,7 +144,7 @@ def test_an_interrupted_run_resumes_to_equal_files(
 
 
 def test_a_resumed_run_must_have_the_same_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind: Any = REGISTERED.get("dinov2")
+    kind = kind_of("dinov2")
     after_step, done = kind.after_step, []
 
     def stop(self: Any) -> None:
