@@ -122,6 +122,17 @@ def test_images_keep_the_statistics_that_the_encoder_states(tmp_path: Path) -> N
     assert saved["size"] == {"height": 24, "width": 24}  # the side of its table
 
 
+def test_paths_may_be_dropped_that_the_folder_does_not_drop(tmp_path: Path) -> None:
+    init = encoder_folder(tmp_path / "init")
+    config = tiny("dinov2", tmp_path, **ONE_STEP | {"init": init, "image_size": 24, "shape": {"drop_path_rate": 0.9}})
+    job = make_job(config)
+    batch = job.make_examples(config.stage()).batch([0, 1])
+    trunk = trunk_of(job).train()
+    assert not torch.equal(trunk(batch["global_crops"]).pooled, trunk(batch["global_crops"]).pooled)
+    result = pretrain(config, tmp_path / "run")
+    assert json.loads((result.model_folder / "config.json").read_text())["drop_path_rate"] == 0.0
+
+
 def test_published_folders_are_taken(tmp_path: Path) -> None:
     """As the hub holds them: a ViT with a pooler and a classifier's parent, a DINOv2 with SwiGLU and a mask token."""
     ViTModel(ViTConfig(**WIDTHS, intermediate_size=32)).save_pretrained(tmp_path / "vit")
@@ -180,6 +191,10 @@ def test_what_is_no_encoder_to_train_is_refused(tmp_path: Path) -> None:
         ({"init": encoder_folder(tmp_path / "init"), "image_size": 20}, r"image_size: 20 px are no multiple.*8×8"),
         ({"init": str(tmp_path / "init"), "shape": VIT}, r"shape\.patch_size: the encoder under init has its shape"),
         ({"init": lm, "shape": {"patch_sise": 8}}, r"shape\.patch_sise: .*did you mean 'patch_size'"),
+        (
+            {"init": teacher(tmp_path / "vit"), "shape": {"drop_path_rate": 0.1}},
+            r"init: .*vit has no field 'drop_path_r",
+        ),
     ]
     for fields, message in cases:
         with pytest.raises(UnclippedError, match=message):

@@ -108,7 +108,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3, *, over_pr
 class Centre(nn.Module):
     """A running mean of the teacher's scores that is taken off before its softmax (DINO, arXiv 2104.14294).
 
-    Batches are noted as they come and enter the mean in `update`, over all processes.
+    Batches are noted as they come in training mode and enter the mean in `update`, over all processes.
     """
 
     def __init__(self, prototypes: int, momentum: float) -> None:
@@ -120,10 +120,11 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def targets(self, scores: Tensor, temperature: float) -> Tensor:
-        """softmax((scores − mean) / temperature) of (B, K); the scores are noted for the next update."""
+        """softmax((scores − mean) / temperature) of (B, K); in training the scores are noted for the next update."""
         scores = wide(scores)
-        noted = torch.cat([scores.sum(dim=0), scores.new_tensor([float(len(scores))])])  # (K + 1,)
-        self._noted = noted if self._noted is None else self._noted + noted
+        if self.training:
+            noted = torch.cat([scores.sum(dim=0), scores.new_tensor([float(len(scores))])])  # (K + 1,)
+            self._noted = noted if self._noted is None else self._noted + noted
         return F.softmax((scores - self.mean) / temperature, dim=-1)
 
     @torch.no_grad()

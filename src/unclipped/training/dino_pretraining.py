@@ -101,14 +101,11 @@ class CropExamples:
 def dinov2_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the encoder and describe the training; the teacher's encoder is what is saved.
 
-    Raises UsageError for a batch in which KoLeo finds no neighbour, for fsdp2, and for shapes that do not fit.
+    Raises UsageError for a batch in which KoLeo finds no neighbour, and for shapes that do not fit.
     """
-    processes = world()[1]
-    if config.training.parallel == "fsdp2" and processes > 1:
-        raise UsageError("training.parallel: dinov2 keeps a whole teacher on each process; use ddp")
     stages = config.stages()
     for stage in stages:
-        each = stage.batch_size // (stage.gradient_accumulation * processes)
+        each = stage.batch_size // (stage.gradient_accumulation * world()[1])
         if config.dinov2.koleo_weight and each < 2:
             raise UsageError(
                 f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
@@ -121,7 +118,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
     mixture = Mixture(config.data, config.training.seed)
     rule = image_rule(config, trunk, side, first_images(mixture))
     torch.manual_seed(stage_seed(config.training, 0))  # heads are new tensors of the main stage
-    objective = DinoV2Objective(trunk, config.dinov2, steps=config.steps)
+    objective = DinoV2Objective(trunk, config.dinov2, steps=stages[0].schedule_length)
     resolution = Resolution(config, rule, (trunk, objective.teacher.trunk))
     for number, stage in enumerate(stages):
         where = f"phases.{number - 1}.local_size" if number else "dinov2.local_size"
@@ -129,7 +126,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DinoV2Objective:
         resolution.enter(stage)
-        objective.start_stage(stage.steps)
+        objective.start_stage(stage.schedule_length)
         return objective
 
     def make_examples(stage: StageConfig) -> Examples:

@@ -14,7 +14,6 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.objectives.distill import DistillObjective
 from unclipped.objectives.trunk import save_trunk
 from unclipped.training.config import PretrainConfig, StageConfig
-from unclipped.training.device import world
 from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule
 from unclipped.training.image_pretraining import image_examples
 from unclipped.training.resolution import Resolution
@@ -24,14 +23,13 @@ from unclipped.training.stages import Job
 def distill_job(config: PretrainConfig) -> Job:
     """Load the teacher, measure the pixels, build the student and describe the training; the student is saved.
 
-    The student declares the objective its teacher was trained with, so a student of a baseline is one. Raises
-    UsageError for a missing or undeclared teacher, several processes, and shapes that do not fit; CheckpointError for
-    a teacher that does not load.
+    The student declares the objective its teacher was trained with, so a student of a baseline is one. With several
+    processes each holds the whole teacher, under FSDP2 too: it has neither gradients nor optimiser state. Raises
+    UsageError for a missing or undeclared teacher and shapes that do not fit; CheckpointError for a teacher that does
+    not load.
     """
     if config.distill is None:
         raise UsageError("distill: expected a teacher, found none; give its folder or hub id as distill.teacher")
-    if world()[1] > 1:
-        raise UsageError("distill: trains in one process; start it without torchrun")
     folder = expanded(config.distill.teacher, "distill.teacher")
     try:
         teacher, _ = load_encoder(folder, baseline=config.distill.baseline)

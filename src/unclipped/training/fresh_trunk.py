@@ -19,6 +19,8 @@ from unclipped.training.config import PretrainConfig
 
 DEFAULT_SIDE = 96
 """Side in pixels of the images where neither recipe nor shape names one."""
+REGULARISERS = ("attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob")
+"""Fields of `shape` that may stand beside `init`: what is dropped while training."""
 MEASURED_IMAGES = 512
 """Images whose mean and deviation stand for all."""
 
@@ -41,13 +43,15 @@ def fresh_trunk(config: PretrainConfig, *, maskable: bool = False) -> tuple[Trun
 def _loaded(config: PretrainConfig, init: str) -> Any:
     """The encoder that training starts from."""
     is_llm = init.startswith(LLM_PREFIX)
-    allowed = LLM_OPTIONS if is_llm else ()
+    allowed = LLM_OPTIONS if is_llm else REGULARISERS
     for name in config.shape:
         if name not in allowed:
-            hint = nearest(name, allowed) if is_llm else "leave shape out (shape={} on the command line), or init"
-            raise UsageError(f"shape.{name}: the encoder under init has its shape already; {hint}")
+            raise UsageError(
+                f"shape.{name}: the encoder under init has its shape already; leave this field out (shape={{}} on the "
+                f"command line), or init; {nearest(name, allowed)}"
+            )
     folder = expanded(init.removeprefix(LLM_PREFIX), "init")
-    options: dict[str, Any] = {"patch_size": 12} | config.shape if is_llm else {}
+    options: dict[str, Any] = {"patch_size": 12} | config.shape if is_llm else {"changes": config.shape}
     is_allowed = config.baseline or config.objective in PAIR_OBJECTIVES
     try:
         encoder, _ = load_encoder(LLM_PREFIX * is_llm + folder, baseline=is_allowed, **options)

@@ -222,7 +222,7 @@ class _Run:
         entry["parameters"] = measure.parameter_table(objective)
         if self.is_sharded:
             per_micro_batch = measure.estimate_flops(objective, batches[0])
-            method = "6 · parameters · tokens (patches for the vision part), estimated; attention not included"
+            method = "6 · parameters · tokens (vision part: patches; teacher: 2), estimated; attention not included"
         else:
             objective.to(self.device).train()
             per_micro_batch = measure.count_flops(objective, batches[0], self.device, self.autocast)
