@@ -88,6 +88,17 @@ def assemble(vision: Callable[[Place], Any], text: Callable[[Place], Any], *more
     return lambda place: ["assemble", "--vision", vision(place), "--text", text(place), "--output", "out", *more]
 
 
+def encoder(**fields: Any) -> Callable[[Place], list[Any]]:
+    """Pretraining of a tiny encoder on generated images."""
+    given = {
+        "objective": "dinov2",
+        "shape": {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "dinov2": {"prototypes": 8, "head_hidden": 16, "bottleneck": 8, "local_crops": 1, "local_size": 16},
+        "image_size": 32,
+    }
+    return lambda place: ["pretrain", place.pretraining("generated:shapes", **(given | fields)), "--output", "out"]
+
+
 def the(name: str) -> Callable[[Place], Any]:
     """A folder of the tiny models by name."""
     return lambda place: getattr(place.models, name)
@@ -255,6 +266,28 @@ ROWS: dict[str, Row] = {
         ],
         1,
         ("image",),
+    ),
+    "pretrain phases of a language model": Row(
+        lambda p: ["pretrain", p.pretraining("a.txt", phases=[{"image_size": 64, "steps": 1}]), "--output", "out"],
+        2,
+        ("phases", "language_model trains no encoder"),
+    ),
+    "phase that is no larger": Row(encoder(phases=[{"image_size": 32, "steps": 1}]), 2, ("phases.0.image_size", "32")),
+    "phase that patches do not fill": Row(
+        encoder(phases=[{"image_size": 36, "steps": 1}]), 2, ("phases.0.image_size", "36 px", "8×8")
+    ),
+    "phase field unknown": Row(
+        encoder(phases=[{"image_sise": 64, "steps": 1}]), 2, ("phases.0.image_sise", "did you mean 'image_size'")
+    ),
+    "init missing": Row(encoder(shape={}, init="no/where/at/all"), 1, ("init: no/where/at/all", "no such folder")),
+    "init is no encoder": Row(lambda p: encoder(shape={}, init=str(p.models.text))(p), 1, ("init", "llm:")),
+    "init with a shape": Row(
+        lambda p: encoder(init=str(p.models.vision))(p), 2, ("shape.patch_size", "has its shape already")
+    ),
+    "init is a baseline": Row(
+        lambda p: encoder(shape={}, init=str(p.models.clip))(p),
+        2,
+        ("init", "comparing images with text", "`baseline: true` beside init"),
     ),
     # recipes and arguments
     "recipe missing": Row(lambda p: ["train", "my.yaml", "--output", "out"], 2, ("my.yaml", "no such file")),

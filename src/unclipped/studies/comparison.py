@@ -181,13 +181,13 @@ def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> di
         rows = [row for _, row in read_jsonl(folders.encoder(name) / "metrics.jsonl")]
         record = read_record(folders.encoder(name) / "training.json")
         assert record is not None
-        entry, healths = record["stages"][-1], [row["health"] for row in rows if "health" in row]
+        entries, healths = record["stages"], [row["health"] for row in rows if "health" in row]
         pretraining[name] = {
             "objective": config.pretraining(name, folders.output / "encoders").objective,
             "declared": _spec(folders.model(name)).objective,
-            "samples": entry["steps"] * entry["batch_size"],
-            "seconds": entry["seconds"],
-            "samples_per_second": entry["samples_per_second"]["median"],
+            "samples": sum(entry["steps"] * entry["batch_size"] for entry in entries),
+            "seconds": sum(entry["seconds"] for entry in entries),
+            "samples_per_second": entries[-1]["samples_per_second"]["median"],
             "loss": [rows[0]["loss"], rows[-1]["loss"]],
             "rank": [healths[0]["rank"], healths[-1]["rank"]] if healths else None,
             "warnings": [warning for row in rows for warning in row.get("warnings", [])],

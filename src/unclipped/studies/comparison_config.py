@@ -16,7 +16,7 @@ from unclipped.training.config import PretrainConfig
 
 RANDOM, LLM_INIT, BLIND = "random_encoder", "llm_init", "blind"
 FROM_ARM = "arm:"
-ALIKE = ("data", "steps", "batch_size", "gradient_accumulation", "image_size")
+ALIKE = ("data", "steps", "batch_size", "gradient_accumulation", "image_size", "phases")
 """Fields in which no arm may differ: the same images, and equally many of them."""
 _PENDING = "pending"
 
@@ -30,7 +30,7 @@ class ComparisonConfig(FrozenConfig):
     """Fields of the pretraining that all arms share, those of `unclipped pretrain`."""
     arms: dict[str, dict[str, Any]]
     """For each arm its objective and the fields that are its own. No arm may change data, steps, batch_size,
-    gradient_accumulation or image_size. `distill.teacher: arm:NAME` takes another arm's encoder."""
+    gradient_accumulation, image_size or phases. `distill.teacher: arm:NAME` takes another arm's encoder."""
     probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For each probe the fields of `unclipped eval-encoder`, without the encoder."""
     vlm: dict[str, Any] | None = None
