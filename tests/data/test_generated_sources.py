@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections import Counter, defaultdict
 from functools import cache
 from typing import Any
@@ -30,6 +31,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tables": ("tables", {}),
     "charts": ("charts", {}),
     "charts_axis": ("charts", {"value_labels": False, "kinds": ["bar", "line"]}),
+    "captions": ("captions", {}),
+    "captions_of_all": (
+        "captions",
+        {"scenes": {"shapes": 1, "characters": 1, "receipts": 1, "tables": 1, "charts": 1}, "characters": LINES},
+    ),
     "majority": ("majority", {}),
 }
 IMAGES = [case for case in CASES if case != "majority"]
@@ -46,7 +52,10 @@ def text_samples(case: str, split: str, count: int) -> tuple[Sample, ...]:
 
 def shown(sample: Sample) -> list[str]:
     """Every string that a sample shows or expects."""
-    strings = [sample.answer, *(sample.choices or ())]
+    # A caption is a frame of words that every split shares, around what it quotes from the image.
+    is_caption = sample.metadata["generator"] == "captions"
+    strings = re.findall(r'"([^"]*)"|(?<= )(\d+)', sample.answer) if is_caption else [sample.answer]
+    strings = ["".join(found) for found in strings] + list(sample.choices or ())
     strings += [item["string"] for item in sample.metadata.get("scene", {}).get("objects", []) if "string" in item]
     return strings
 
@@ -144,6 +153,8 @@ CEILINGS = {
     "compare": 0.15,
     "locate": 0.60,
     "majority": 0.20,
+    # captions, by the kind of scene
+    **dict.fromkeys(("shapes", "characters", "receipts", "tables", "charts"), 0.05),
 }
 
 

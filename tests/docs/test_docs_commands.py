@@ -67,6 +67,10 @@ RUN: dict[str, list[str]] = {
     "unclipped eval-encoder my-vit --segmentation generated:shapes --output runs/my-vit-masks": [
         *EVAL, "segmentation.steps=2", "segmentation.train_limit=4", "segmentation.test_limit=3",
     ],
+    'unclipped pretrain clothing-contrastive "data.sources=[{source: generated:captions}]" data.augment=null '
+    "pairs.context_length=128 tokenizer.vocabulary_size=600 --output runs/captions-contrastive": [
+        "steps=2", "warmup_steps=0", "batch_size=4", "tokenizer.documents=50", "training.threads=1",
+    ],
     "unclipped eval-encoder my-clip --recipe my-zero-shot.yaml --output runs/my-clip-probes": EVAL,
 }  # fmt: skip
 

@@ -55,6 +55,19 @@ def test_webdino_is_its_table() -> None:
     assert recipe.training.parallel == "fsdp2"
 
 
+def test_the_high_resolution_phases_are_those_of_the_table() -> None:
+    recipe = load_recipe("webdino-1b-highres", PretrainRecipe, [])
+    main, *phases = recipe.stages()
+    assert main == load_recipe("webdino-1b", PretrainRecipe, []).stage()
+    assert [phase.image_size for phase in recipe.phases] == [378, 518]
+    for phase in phases:
+        assert (phase.steps, phase.batch_size, phase.train) == (20_000, 2048, {"vision": 1.41e-5})
+        assert phase.final_ratio * phase.train["vision"] == pytest.approx(1e-6)
+        assert phase.warmup_steps == 100_000 * 20_000 // 651_042  # courses are those of the main stage, compressed
+        assert phase.schedule_length == 625_000 * 20_000 // 651_042
+        assert (phase.clip_norm, phase.clip_per_module) == (3.0, True)
+
+
 def test_webmae_is_its_table() -> None:
     recipe = load_recipe("webmae-1b", PretrainRecipe, [])
     mae, optimizer, stage = recipe.masked_autoencoder, recipe.training.optimizer, recipe.stage()
@@ -74,7 +87,7 @@ def test_webmae_is_its_table() -> None:
 
 
 def test_only_the_data_path_is_missing() -> None:
-    for name in ("webdino-1b", "webmae-1b"):
+    for name in ("webdino-1b", "webdino-1b-highres", "webmae-1b"):
         recipe = load_recipe(name, PretrainRecipe, ["data.sources.0.source=/my/images"])
         assert [source.source for source in recipe.data.sources] == ["/my/images"]
         assert not recipe.data.sources[0].options

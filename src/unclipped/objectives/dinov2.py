@@ -48,7 +48,9 @@ class DinoV2Objective(Objective):
         super().__init__()
         if config.ibot_weight and trunk.mask_token is None:
             raise UsageError("dinov2: the trunk has no mask token; build it with maskable, or set ibot_weight to 0")
-        self.options, self.steps = config, steps
+        self.options, self.steps, self.main_steps = config, steps, steps
+        self.share = 1.0
+        """Length of the present stage's schedules as a share of the main stage's."""
         self.student = _Side(trunk, config)
         if not config.ibot_weight and trunk.mask_token is not None:
             trunk.mask_token.requires_grad_(False)
@@ -96,7 +98,7 @@ class DinoV2Objective(Objective):
         """global_crops (2·B, C, H, W): the first crops of all images, then the second; local_crops (L·B, C, h, w)
         likewise; mask (2·B, n) bool: patches of the global crops that the student does not see."""
         config, student, images = self.options, self.student, len(global_crops) // 2
-        is_frozen = int(self.step) < config.frozen_prototype_steps
+        is_frozen = int(self.step) < self._in_stage(config.frozen_prototype_steps)
         dino_targets, ibot_targets = self._targets(global_crops, mask)
         seen = student.trunk(global_crops, mask if config.ibot_weight else None)
         pooled = [seen.pooled, student.trunk(local_crops).pooled] if len(local_crops) else [seen.pooled]
@@ -134,7 +136,20 @@ class DinoV2Objective(Objective):
 
     def _temperature(self) -> float:
         """The teacher's, at this step."""
-        return linear(*self.options.teacher_temperature, int(self.step), self.options.teacher_temperature_steps)
+        steps = self._in_stage(self.options.teacher_temperature_steps)
+        return linear(*self.options.teacher_temperature, int(self.step), steps)
+
+    def _in_stage(self, steps: int) -> int:
+        """Steps that are meant for the main stage, in proportion to the present one."""
+        return round(steps * self.share)
+
+    def start_stage(self, steps: int) -> None:
+        """Begin a stage whose schedules end at `steps`: weights, teacher and centres go on, schedules begin anew.
+
+        They are those of the main stage, compressed, as in DINOv2's high-resolution phase (arXiv 2304.07193, B.2).
+        """
+        self.steps, self.share = steps, steps / self.main_steps
+        self.step.zero_()
 
     def _momentum(self) -> float:
         """The teacher's, after this step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -19,6 +20,8 @@ from unclipped.objectives.pairs_config import PairsConfig
 Part = Literal["vision", "connector", "text"]
 Auxiliary = Literal["ctc"]
 Schedule = Literal["cosine", "linear", "constant"]
+WITH_TEXT = ("captioning", "contrastive", "sigmoid", "coca")
+"""Objectives with a text side of their own."""
 
 
 class OptimizerConfig(FrozenConfig):
@@ -133,6 +136,15 @@ class StageConfig(FrozenConfig):
         return self.schedule_steps or self.steps
 
 
+class PhaseStage(StageConfig):
+    """A stage of pretraining at a side of the images of its own; made from `PretrainConfig.phases`."""
+
+    image_size: PositiveInt
+    """Side of the images in pixels."""
+    local_size: PositiveInt | None = None
+    """dinov2: side of the local crops in pixels; null: in proportion to `image_size`."""
+
+
 class TrainingConfig(FrozenConfig):
     """The machine and the run: what holds for all stages."""
 
@@ -179,6 +191,30 @@ class TokenizerConfig(FrozenConfig):
     """Folder or hub id of a tokenizer to take as it is, instead of training one."""
 
 
+class PhaseConfig(FrozenConfig):
+    """A further stage of pretraining an encoder, at a larger side of its images. Weights, heads and teacher go on;
+    positions are interpolated once; the optimiser starts anew."""
+
+    image_size: PositiveInt
+    """Side of the (global) images in pixels, larger than that of the stage before."""
+    steps: PositiveInt
+    """Number of optimiser steps."""
+    batch_size: PositiveInt | None = None
+    """Images in one optimiser step, over all processes; null: that of the main stage."""
+    gradient_accumulation: PositiveInt | None = None
+    """Micro-batches into which each process cuts its share of a batch; null: as in the main stage."""
+    learning_rate: PositiveFloat | None = None
+    """Learning rate of AdamW, for `base_batch_size` where there is one; null: that of the main stage. With `muon`, the
+    rate of hidden matrices is changed by the same factor. Web-SSL takes a twenty-fifth of the main stage's."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps over which learning rates rise linearly from zero; null: the main stage's in proportion to `steps`."""
+    schedule: Schedule | None = None
+    """Course of the learning rate after the warm-up; null: that of the main stage."""
+    local_size: PositiveInt | None = None
+    """dinov2: side of the local crops in pixels; null: in proportion to `image_size`, to the nearest multiple of the
+    patch."""
+
+
 class PretrainConfig(FrozenConfig):
     """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
 
@@ -190,7 +226,18 @@ class PretrainConfig(FrozenConfig):
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
     (masked_autoencoder only), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
     (all but language_model). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b,
-    webmae-0.3b … -3b."""
+    webmae-0.3b … -3b. Beside `init: llm:…` it holds patch_size, num_channels, rope_form, rope_theta, stem,
+    stem_channels; beside another `init` at most drop_path_rate, hidden_dropout_prob, attention_probs_dropout_prob."""
+    init: str | None = None
+    """Encoders: folder (`$NAME` is an environment variable) or hub id of a saved encoder (vit, dinov2,
+    dinov2_with_registers, vit_mae, unclipped_llm_encoder) whose weights training starts from, or `llm:` and a language
+    model to turn into an encoder; null: fresh weights of `shape`. Images keep the mean and deviation that it states."""
+    baseline: bool = False
+    """init: allow an encoder that was trained by comparing images with text; what is trained from it stays a baseline.
+    The objectives that are baselines themselves need no such word."""
+    init_text: Literal["fresh", "continue"] = "fresh"
+    """init, with captioning, contrastive, sigmoid, coca: `continue` goes on with the tokenizer and the text side or
+    caption decoder that the same objective saved in the folder; `fresh` trains new ones."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model, captioning, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
@@ -234,8 +281,10 @@ class PretrainConfig(FrozenConfig):
     clip_per_module: bool = False
     """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head."""
     image_size: PositiveInt | None = None
-    """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made;
-    null: that of `shape`, else 96."""
+    """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made, or
+    to which that of `init` is interpolated; null: that of `shape` or `init`, else 96."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Encoders: stages after the main one, each at a larger side of the images."""
     smallest_window: PositiveInt | None = None
     """masked_autoencoder, distill: smallest side in pixels of the random window cut from the batch; null: none."""
     flip: bool = True
@@ -255,16 +304,31 @@ class PretrainConfig(FrozenConfig):
     """The machine, the optimiser and the seed."""
 
     @model_validator(mode="after")
-    def _is_a_stage(self) -> PretrainConfig:
-        self.stage()  # raises for what no stage can be
+    def _are_stages(self) -> PretrainConfig:
+        if self.objective == "language_model" and (self.phases or self.init is not None):
+            name = "phases" if self.phases else "init"
+            raise ValueError(f"{name}: language_model trains no encoder; leave it out")
+        if self.init_text == "continue" and (self.init is None or self.objective not in WITH_TEXT):
+            raise ValueError(
+                f"init_text: continue needs init, and one of the objectives {', '.join(WITH_TEXT)}; leave it out"
+            )
+        if self.baseline and self.init is None:
+            raise ValueError("baseline: is about the encoder under init, and there is none; leave it out")
+        sides = [self.image_size, *(phase.image_size for phase in self.phases)]
+        for number, (before, side) in enumerate(pairwise(sides)):
+            if before is not None and side <= before:
+                raise ValueError(
+                    f"phases.{number}.image_size: expected more than the {before} px of the stage before, found {side}"
+                )
+            if self.phases[number].local_size is not None and self.objective != "dinov2":
+                raise ValueError(f"phases.{number}.local_size: {self.objective} has no local crops; leave it out")
+        self.stages()  # raises for what no stage can be
         return self
 
     def stage(self) -> StageConfig:
-        """The single stage that this configuration describes, over the whole model as one part."""
+        """The main stage that this configuration describes, over the whole model as one part."""
         part: Part = "text" if self.objective == "language_model" else "vision"
-        rate = self.learning_rate
-        if self.base_batch_size is not None:
-            rate *= math.sqrt(self.batch_size / self.base_batch_size)
+        rate = self._rate(self.learning_rate, self.batch_size)
         return StageConfig(
             name=self.objective,
             train={part: rate},
@@ -279,6 +343,34 @@ class PretrainConfig(FrozenConfig):
             clip_norm=self.clip_norm,
             clip_per_module=self.clip_per_module,
         )
+
+    def stages(self) -> list[StageConfig]:
+        """The main stage and its phases, in order."""
+        return [self.stage(), *(self._phase(phase) for phase in self.phases)]
+
+    def _phase(self, phase: PhaseConfig) -> PhaseStage:
+        """What the phase says over what the main stage is; courses of the main stage are compressed into its steps."""
+        main = self.stage()
+        said: dict[str, Any] = {name: value for name, value in phase if value is not None}
+        learning_rate = said.pop("learning_rate", self.learning_rate)
+        rate = self._rate(learning_rate, said.get("batch_size", self.batch_size))
+        said |= {
+            "name": f"{self.objective}-{phase.image_size}px",
+            "train": dict.fromkeys(main.train, rate),
+            "final_ratio": self._final_ratio(rate),
+        }
+        if learning_rate != self.learning_rate:
+            optimizer = main.optimizer or self.training.optimizer
+            muon = optimizer.muon_learning_rate * learning_rate / self.learning_rate
+            said["optimizer"] = optimizer.model_copy(update={"muon_learning_rate": muon})
+        said.setdefault("warmup_steps", main.warmup_steps * phase.steps // main.steps)
+        if main.schedule_steps is not None:
+            said["schedule_steps"] = max(1, main.schedule_steps * phase.steps // main.steps)
+        return PhaseStage(**(dict(main) | said))
+
+    def _rate(self, learning_rate: float, batch_size: int) -> float:
+        """A learning rate of the recipe, for batches of this size."""
+        return learning_rate * math.sqrt(batch_size / self.base_batch_size) if self.base_batch_size else learning_rate
 
     def _final_ratio(self, rate: float) -> float:
         """Share of the learning rate `rate` that is left at the end. Raises ValueError for two answers, or a rise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,34 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
+from unclipped.objectives.dino_side import DinoHeads, save_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.trunk import Trunk, save_trunk
-from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.batches import Examples
+from unclipped.training.config import PhaseStage, PretrainConfig, StageConfig
 from unclipped.training.device import world
-from unclipped.training.fresh_trunk import first_images, fresh_trunk, measured_rule
-from unclipped.training.stages import Job
+from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule
+from unclipped.training.resolution import Resolution
+from unclipped.training.stages import Job, stage_seed
 
 
 class CropExamples:
     """Example i is an image of draw i; its crops, colours and masks are functions of the seed and i."""
 
-    def __init__(self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, trunk: Trunk) -> None:
-        """`rule`: side of the global crops, mean and standard deviation."""
+    def __init__(
+        self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, trunk: Trunk, *, local_size: int
+    ) -> None:
+        """`rule`: side of the global crops, mean and standard deviation. `local_size`: side of the local ones."""
         assert rule.size is not None
         self.mixture, self.rule, self.options, self.seed = mixture, rule, config.dinov2, config.training.seed
+        self.local_size = local_size
         options, side = config.dinov2, rule.size[0]
         self.grid = (side // trunk.patch_size[0], side // trunk.patch_size[1])
-        local = options.local_size // trunk.patch_size[0], options.local_size // trunk.patch_size[1]
+        local = local_size // trunk.patch_size[0], local_size // trunk.patch_size[1]
         self.num_patches = 2 * self.grid[0] * self.grid[1] + options.local_crops * local[0] * local[1]
         self.crop = MultiCrop(
             side,
-            options.local_size,
+            local_size,
             options.local_crops,
             options.global_scale,
             options.local_scale,
@@ -50,7 +57,7 @@ class CropExamples:
         """`global_crops` (2·B, C, S, S), `local_crops` (L·B, C, s, s), `mask` (2·B, patches), `sample_ids`."""
         loaded = [self.mixture.first_good(index, lambda item, i=index: self._views(item, i)) for index in indices]
         views = [crops for _, crops in loaded]
-        channels, small = self.rule.channels, self.options.local_size
+        channels, small = self.rule.channels, self.local_size
         global_crops = [view[number] for number in range(2) for view in views]
         local_crops = [view[2 + number] for number in range(self.options.local_crops) for view in views]
         none = np.zeros((0, small, small, channels), dtype=np.uint8)
@@ -98,36 +105,63 @@ def dinov2_job(config: PretrainConfig) -> Job:
 
     Raises UsageError for a batch in which KoLeo finds no neighbour, and for shapes that do not fit.
     """
-    each = config.batch_size // (config.gradient_accumulation * world()[1])
-    if config.dinov2.koleo_weight and each < 2:
-        raise UsageError(
-            f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
-            "batch_size, lower gradient_accumulation, or set dinov2.koleo_weight to 0"
-        )
+    stages = config.stages()
+    for stage in stages:
+        each = stage.batch_size // (stage.gradient_accumulation * world()[1])
+        if config.dinov2.koleo_weight and each < 2:
+            raise UsageError(
+                f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
+                "batch_size, lower gradient_accumulation, or set dinov2.koleo_weight to 0"
+            )
     torch.manual_seed(config.training.seed)
     trunk, side = fresh_trunk(config, maskable=True)
-    _check_local_size(trunk, config.dinov2.local_size)
-    declare_objective(trunk.encoder.model.config, "self_supervised")  # whatever the family usually stands for
+    declared = declared_objective(trunk, "self_supervised")
+    declare_objective(trunk.encoder.model.config, declared)  # whatever the family usually stands for
     mixture = Mixture(config.data, config.training.seed)
-    rule = measured_rule(trunk, side, first_images(mixture))
-    examples = CropExamples(mixture, rule, config, trunk)
-    made: list[DinoV2Objective] = []
+    rule = image_rule(config, trunk, side, first_images(mixture))
+    torch.manual_seed(stage_seed(config.training, 0))  # heads are new tensors of the main stage
+    objective = DinoV2Objective(trunk, config.dinov2, steps=stages[0].schedule_length)
+    resolution = Resolution(config, rule, (trunk, objective.teacher.trunk))
+    for number, stage in enumerate(stages):
+        where = f"phases.{number - 1}.local_size" if number else "dinov2.local_size"
+        _check_local_size(trunk, _local_size(config, resolution, trunk, stage), where)
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DinoV2Objective:
-        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.schedule_length))
-        return made[-1]
+        resolution.enter(stage)
+        objective.start_stage(stage.schedule_length)
+        return objective
+
+    def make_examples(stage: StageConfig) -> Examples:
+        local_size = _local_size(config, resolution, trunk, stage)
+        examples = CropExamples(mixture, resolution.rule_of(stage), config, trunk, local_size=local_size)
+        return resolution.later(stage, examples)
 
     def save(folder: Path) -> None:
-        teacher: Any = made[-1].teacher
-        save_trunk(teacher.trunk, folder, rule)
+        teacher = objective.teacher
+        save_trunk(teacher.trunk, folder, resolution.rule)
+        save_dino_heads(folder, DinoHeads(teacher.dino_head, teacher.ibot_head, teacher.trunk.mask_token))
 
-    return Job(model=trunk, make_objective=make_objective, make_examples=lambda stage: examples, save=save)
+    return Job(
+        model=objective,
+        make_objective=make_objective,
+        make_examples=make_examples,
+        save=save,
+        fit=resolution.enter,
+        notes=resolution.notes,
+    )
 
 
-def _check_local_size(trunk: Trunk, local_size: int) -> None:
+def _local_size(config: PretrainConfig, resolution: Resolution, trunk: Trunk, stage: StageConfig) -> int:
+    """Side in pixels of the local crops of a stage: what the phase says, else in proportion to its images."""
+    if isinstance(stage, PhaseStage) and stage.local_size is not None:
+        return stage.local_size
+    return resolution.scaled(stage, config.dinov2.local_size, math.lcm(*trunk.patch_size))
+
+
+def _check_local_size(trunk: Trunk, local_size: int, where: str) -> None:
     """Raise UsageError for local crops that whole patches do not fill."""
     if any(local_size % patch for patch in trunk.patch_size):
         raise UsageError(
-            f"dinov2.local_size: local crops of {local_size} px are no multiple of the patch of "
+            f"{where}: local crops of {local_size} px are no multiple of the patch of "
             f"{trunk.patch_size[0]}×{trunk.patch_size[1]} px"
         )

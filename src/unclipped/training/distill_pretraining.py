@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +13,10 @@ from unclipped.encoders.build import load_encoder
 from unclipped.encoders.spec import declare_objective
 from unclipped.objectives.distill import DistillObjective
 from unclipped.objectives.trunk import save_trunk
-from unclipped.training.config import PretrainConfig
-from unclipped.training.fresh_trunk import first_images, fresh_trunk, measured_rule
-from unclipped.training.image_pretraining import ImageExamples
+from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule
+from unclipped.training.image_pretraining import image_examples
+from unclipped.training.resolution import Resolution
 from unclipped.training.stages import Job
 
 
@@ -36,18 +37,24 @@ def distill_job(config: PretrainConfig) -> Job:
         raise UsageError(f"distill.teacher: {error} (of a teacher: distill.baseline)") from error
     torch.manual_seed(config.training.seed)
     trunk, side = fresh_trunk(config)
-    declare_objective(trunk.encoder.model.config, teacher.spec.objective)
+    declare_objective(trunk.encoder.model.config, declared_objective(trunk, teacher.spec.objective))
     mixture = Mixture(config.data, config.training.seed)
-    rule = measured_rule(trunk, side, first_images(mixture))
-    num_patches = (side // trunk.patch_size[0]) * (side // trunk.patch_size[1])
+    rule = image_rule(config, trunk, side, first_images(mixture))
     objective = DistillObjective(trunk, teacher, config.distill, rule)
+    resolution = Resolution(config, rule, (trunk,))
+    for stage in reversed(config.stages()):  # raises now for what does not fit later; ends with the main stage
+        objective.fit(resolution.rule_of(stage))
 
-    def save(folder: Path) -> None:
-        save_trunk(trunk, folder, rule)
+    def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DistillObjective:
+        resolution.enter(stage)
+        objective.fit(resolution.rule)
+        return objective
 
     return Job(
-        model=trunk,
-        make_objective=lambda stage, carried: objective,
-        make_examples=lambda stage: ImageExamples(mixture, rule, config, num_patches=num_patches),
-        save=save,
+        model=objective,
+        make_objective=make_objective,
+        make_examples=lambda stage: image_examples(mixture, resolution, config, stage),
+        save=lambda folder: save_trunk(trunk, folder, resolution.rule),
+        fit=resolution.enter,
+        notes=resolution.notes,
     )

@@ -11,8 +11,8 @@ from PIL import Image
 
 from support.tiny_models import tiny_image
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.config import SourceConfig
-from unclipped.data.sources import open_source
+from unclipped.data.generated.masks import object_masks
+from unclipped.data.generated.registry import open_generated
 from unclipped.evaluation.probes.config import SegmentationConfig
 from unclipped.evaluation.probes.segmentation import (
     Overlaps,
@@ -23,7 +23,6 @@ from unclipped.evaluation.probes.segmentation import (
     mean_iou,
     measure_overlaps,
     overlaps_of,
-    scene_mask,
     train_segmenter,
 )
 
@@ -90,10 +89,13 @@ def test_paired_difference() -> None:
 
 
 def test_masks_of_scenes_lie_on_the_shapes() -> None:
-    source = open_source(SourceConfig(source="generated:shapes", options={"noise": 0, "tasks": {"count": 1}}))
+    source = open_generated("shapes", "train", {"noise": 0, "tasks": {"count": 1}})
+    data = load_segmented(SegmentationConfig(train_limit=5, test_limit=1))
+    assert data.classes == ("background", "circle", "square", "triangle")
     for index in range(5):
         sample = source[index]
-        mask = scene_mask(sample)
+        assert sample.id == data.train[index].id
+        mask = data.train[index].mask()
         pixels = np.asarray(sample.images[0].source).astype(int)
         background = np.array(sample.metadata["scene"]["background"])
         assert mask.shape == pixels.shape[:2]
@@ -106,6 +108,22 @@ def test_masks_of_scenes_lie_on_the_shapes() -> None:
         assert (differs[mask == 0] <= 0.51 * strongest).all()
         kinds = {item["kind"] for item in sample.metadata["scene"]["objects"]}
         assert set(np.unique(mask)) - {0} == {("circle", "square", "triangle").index(kind) + 1 for kind in kinds}
+
+
+def test_captioned_scenes_bring_masks_of_all_their_kinds() -> None:
+    options = {"scenes": {"shapes": 1, "charts": 1}, "size": [96, 176]}
+    data = load_segmented(SegmentationConfig(source="generated:captions", train_limit=8, test_limit=2, options=options))
+    assert data.classes[:5] == ("background", "circle", "square", "triangle", "text")
+    assert len(data.classes) == 11
+    source = open_generated("captions", "train", options)
+    seen = set()
+    for index, item in enumerate(data.train):
+        masks, mask = object_masks(source[index]), item.mask()
+        for number, thing in enumerate(source[index].metadata["scene"]["objects"]):
+            assert (mask[masks[number]] == data.classes.index(thing["kind"])).all()
+            seen.add(thing["kind"])
+        assert ((mask > 0) == masks.any(axis=0)).all()
+    assert {"circle", "text"} <= seen
 
 
 def test_the_head_learns_what_patches_say() -> None:
@@ -165,7 +183,9 @@ def test_wrong_masks(tmp_path: Path, mask: np.ndarray | None, message: str) -> N
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"source": "generated:charts"}, "only generated:shapes has masks"),
+        ({"source": "generated:majority"}, "generated:majority draws no image here, so it has no masks"),
+        ({"source": "generated:captions", "options": {"as_text": True}}, "draws no image here"),
+        ({"source": "generated:captions", "classes": ("a", "b")}, "generated:captions brings its own"),
         ({"source": "generated:shapes", "classes": ("a", "b")}, "brings its own"),
         ({"source": "somewhere"}, "name the classes"),
         ({"source": "somewhere", "classes": ("a", "b")}, "expected the folders images and masks"),

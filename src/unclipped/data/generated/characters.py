@@ -21,6 +21,7 @@ class Characters(ImageGenerator):
     """Lines of words and numbers. Raises UsageError at once when the largest scene would not fit the image."""
 
     options: CharactersOptions
+    kinds = ("text",)
 
     def __init__(self, options: CharactersOptions, split: Split) -> None:
         super().__init__(options, split)

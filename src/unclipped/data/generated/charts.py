@@ -36,6 +36,7 @@ class Charts(ImageGenerator):
     """Charts drawn from rectangles, lines and slices, on a plain background."""
 
     options: ChartsOptions
+    kinds = ("text", "rule", "bar", "line", "point", "slice", "swatch")
 
     def __init__(self, options: ChartsOptions, split: Split) -> None:
         super().__init__(options, split)

@@ -39,6 +39,8 @@ class Generator(ABC):
 
     tasks: Mapping[str, float]
     """Category -> weight."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of objects that its scenes hold, in the order of class numbers in masks; none of a task without images."""
 
     def __init__(self, options: FrozenConfig, split: Split) -> None:
         self.split: Split = split

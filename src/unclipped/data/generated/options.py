@@ -49,15 +49,15 @@ class GeneratedOptions(FrozenConfig):
     """`short`: compact questions such as "number?"; `full`: English sentences, several paraphrases of each."""
     as_text: bool = False
     """No image: a transcript of the same scene stands before the same question."""
-    fonts: tuple[FontName, ...] = Field(("sans",), min_length=1)
+    fonts: tuple[FontName, ...] = Field(default=("sans",), min_length=1)
     """DejaVu faces to draw from, one a scene."""
     font_size: Range = (13, 18)
     """Font size, px. Text that would not fit is set smaller, down to 7 px."""
-    colours: tuple[ColourName, ...] = Field(SIX_COLOURS, min_length=2)
+    colours: tuple[ColourName, ...] = Field(default=SIX_COLOURS, min_length=2)
     """Ink colours."""
     background: Range = (200, 255)
     """Grey levels (0…255) of the plain background; each channel is drawn on its own, light tints come out."""
-    noise: float = Field(0.0, ge=0.0, le=64.0)
+    noise: float = Field(default=0.0, ge=0.0, le=64.0)
     """Standard deviation of Gaussian pixel noise, grey levels."""
     words: Literal["syllables", "english"] = "syllables"
     """`syllables`: consonants and vowels in turn, drawn anew; `english`: an embedded list of plain nouns."""
@@ -65,7 +65,7 @@ class GeneratedOptions(FrozenConfig):
     """Letters of a word, 3 to 12 (shorter ones could not be held out)."""
     digits: Range = (2, 2)
     """Digits of a number, 1 to 9. Single digits are never held out."""
-    held_out_numbers: float = Field(0.5, ge=0.0, le=1.0)
+    held_out_numbers: float = Field(default=0.5, ge=0.0, le=1.0)
     """Share of held-out values among the numbers of val and test; the others are values that training shows too."""
 
     @field_validator(
@@ -189,7 +189,7 @@ class ReceiptsOptions(DocumentOptions):
     size: Size = (112, 112)
     tasks: dict[ReceiptsTask, Weight] = equal_weights(ReceiptsTask)
     """Weight of each category of question."""
-    fonts: tuple[FontName, ...] = Field(("mono", "sans"), min_length=1)
+    fonts: tuple[FontName, ...] = Field(default=("mono", "sans"), min_length=1)
     items: Range = (2, 5)
     """Lines of goods."""
     digits: Range = (1, 2)
@@ -235,7 +235,7 @@ class ChartsOptions(DocumentOptions):
     tasks: dict[ChartsTask, Weight] = equal_weights(ChartsTask)
     """Weight of each category of question."""
     font_size: Range = (9, 11)
-    kinds: tuple[ChartKind, ...] = Field(("bar", "line", "pie"), min_length=1)
+    kinds: tuple[ChartKind, ...] = Field(default=("bar", "line", "pie"), min_length=1)
     """Kinds of chart, equally likely."""
     bars: Range = (3, 5)
     """Bars, points or slices in a chart."""
@@ -252,6 +252,51 @@ class ChartsOptions(DocumentOptions):
         return self
 
 
+SceneName = Literal["shapes", "characters", "receipts", "tables", "charts"]
+
+
+class CaptionsOptions(FrozenConfig):
+    """Dense captions of scenes that other generators draw, with boxes and masks of the objects.
+
+    Of the dials of a kind of scene, `phrasing` and `as_text` have no effect here.
+    """
+
+    scenes: dict[SceneName, Weight] = Field(default={"shapes": 1.0}, min_length=1)
+    """Weight of each kind of scene."""
+    size: Size | None = None
+    """Height and width of every image, px. None: what each kind of scene has by itself."""
+    phrasing: Literal["short", "full"] = "short"
+    """The instruction before the caption: `short`: "describe:"; `full`: English sentences. Pairs leave it out."""
+    as_text: bool = False
+    """No image: a transcript of the same scene stands before the instruction."""
+    shapes: ShapesOptions = ShapesOptions()
+    """Dials of scenes of shapes; their `tasks` say how counts, sizes and places are drawn."""
+    characters: CharactersOptions = CharactersOptions()
+    """Dials of scenes of characters."""
+    receipts: ReceiptsOptions = ReceiptsOptions()
+    """Dials of receipts."""
+    tables: TablesOptions = TablesOptions()
+    """Dials of tables."""
+    charts: ChartsOptions = ChartsOptions()
+    """Dials of charts."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> CaptionsOptions:
+        if any(weight < 0 for weight in self.scenes.values()) or sum(self.scenes.values()) <= 0:
+            raise ValueError(f"scenes: expected weights of 0 or more, one of them positive, found {dict(self.scenes)}")
+        for scene, weight in self.scenes.items():
+            if weight > 0:
+                self.of_scene(scene)
+        return self
+
+    def of_scene(self, scene: str) -> GeneratedOptions:
+        """The dials of one kind of scene, at this `size` unless they name their own."""
+        own: GeneratedOptions = getattr(self, scene)
+        if self.size is None or "size" in own.model_fields_set:
+            return own
+        return type(own).model_validate({**own.model_dump(exclude_unset=True), "size": self.size})
+
+
 class MajorityOptions(FrozenConfig):
     """Text only: class words and dots in a row; the answer is the most frequent word, and one alone is that.
 
@@ -263,7 +308,7 @@ class MajorityOptions(FrozenConfig):
         ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"), min_length=2
     )
     """Class words."""
-    length: int = Field(16, ge=4, le=1024)
+    length: int = Field(default=16, ge=4, le=1024)
     """Places in the row."""
     winner: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.3, 0.9)
     """Range of the winner's share of the words."""
@@ -290,6 +335,7 @@ OPTIONS: dict[str, type[FrozenConfig]] = {
     "receipts": ReceiptsOptions,
     "tables": TablesOptions,
     "charts": ChartsOptions,
+    "captions": CaptionsOptions,
     "majority": MajorityOptions,
 }
 
@@ -311,7 +357,10 @@ def _explain(model: type[FrozenConfig], error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(piece) for piece in first["loc"] if piece != "[key]")
     if first["type"] == "extra_forbidden":
-        return f"unknown option '{place}'; {nearest(place, model.model_fields)}"
+        section: Any = model
+        for piece in first["loc"][:-1]:
+            section = section.model_fields[piece].annotation
+        return f"unknown option '{place}'; {nearest(str(first['loc'][-1]), section.model_fields)}"
     if first["type"] == "literal_error":
         valid = [word.strip(" '") for word in first.get("ctx", {})["expected"].replace(" or ", ", ").split(",")]
         return f"options.{place}: unknown value {first['input']!r}; {nearest(str(first['input']), valid)}"

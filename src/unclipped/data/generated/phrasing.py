@@ -1,4 +1,4 @@
-"""The wording of questions: one compact form, and several full sentences, for each form of question."""
+"""The wording of questions and instructions: one compact form and several full sentences for each."""
 
 from __future__ import annotations
 
@@ -168,6 +168,10 @@ PHRASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "charts.line_colour": ("colour of the line?", ("What colour is the line?", "In which colour is the line drawn?")),
     "charts.highest": ("largest?", ("Which one is the largest?", "What has the highest value?")),
+    "captions.describe": (
+        "describe:",
+        ("Describe the image in detail.", "What does the image show?", "Say all that can be seen in the image."),
+    ),
     "charts.lowest": ("smallest?", ("Which one is the smallest?", "What has the lowest value?")),
 }
 

@@ -33,6 +33,7 @@ class Receipts(ImageGenerator):
     """Receipts on a plain background: shop, date, goods, total, from top to bottom."""
 
     options: ReceiptsOptions
+    kinds = ("text",)
 
     def __init__(self, options: ReceiptsOptions, split: Split) -> None:
         super().__init__(options, split)

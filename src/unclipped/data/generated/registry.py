@@ -8,6 +8,7 @@ from typing import Any, cast
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError, nearest
 from unclipped.data.generated import (  # noqa: F401  (importing a generator registers it)
+    captions,
     characters,
     charts,
     majority,

@@ -26,6 +26,7 @@ class Shapes(ImageGenerator):
     """Figures that do not touch, on a plain background."""
 
     options: ShapesOptions
+    kinds = FIGURES
 
     def draft(self, dice: Dice, category: str) -> Draft:
         return getattr(self, "_" + category)(dice)

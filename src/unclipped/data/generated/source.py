@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from unclipped.core.errors import UsageError
 from unclipped.data.generated.dice import Dice
 from unclipped.data.generated.generator import Draft, Generator
+from unclipped.data.generated.scene import Scene
 from unclipped.data.generated.vocabulary import is_held_out
 from unclipped.data.sample import ImagePart, Sample
 
@@ -26,13 +28,24 @@ class GeneratedSource:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`, 0 or more. Raises IndexError below 0."""
+        return self._sample(index, *self._draft(index))
+
+    def scene(self, index: int) -> Scene:
+        """The ground truth of sample `index`. Raises UsageError for a task without images."""
+        _, draft = self._draft(index)
+        if draft.scene is None:
+            raise UsageError(f"{self.name} draws no image, so it has neither boxes nor masks; take another task")
+        return draft.scene
+
+    def _draft(self, index: int) -> tuple[str, Draft]:
+        """(category, draft) of sample `index`."""
         if index < 0:
             raise IndexError(f"{self.name}: index {index}; an endless source has no last sample")
         generator = self.generator
         # The split is part of the stream's name: streams of two splits have nothing in common.
         dice = Dice(f"{self.task}/{generator.split}/{self.seed}/{index}")
         category = dice.weighted(generator.tasks)
-        return self._sample(index, category, generator.draft(dice, category))
+        return category, generator.draft(dice, category)
 
     def _sample(self, index: int, category: str, draft: Draft) -> Sample:
         split = self.generator.split

@@ -38,6 +38,7 @@ class Tables(ImageGenerator):
     """Tables on a plain background, with a grid, a rule under the titles, or no rules at all."""
 
     options: TablesOptions
+    kinds = ("text", "rule")
 
     def __init__(self, options: TablesOptions, split: Split) -> None:
         super().__init__(options, split)

@@ -12,7 +12,8 @@ The rule works on *parts*, so that nothing held out can hide inside a longer str
 Train images, answers, choices and transcripts hold train strings only. Every test string holds a test part and no train
 string does, so a test string occurs in training neither alone nor within something longer. Single digits and strings of
 one or two letters have no part, and the closed label sets (colours, places, shape names, column titles such as "total",
-round axis numbers) are the same in every split: their parts are train parts by decree.
+round axis numbers) are the same in every split: their parts are train parts by decree. Captions quote the strings of
+their image; the words around the quotes are alike in every split, as those of questions are, and not bound by the rule.
 """
 
 from __future__ import annotations

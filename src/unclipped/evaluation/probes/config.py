@@ -91,10 +91,10 @@ class SegmentationConfig(FrozenConfig):
     """Images with a class for each pixel, and the head (batch normalisation and a 1x1 convolution) that reads them."""
 
     source: Annotated[str, Field(min_length=1)] = "generated:shapes"
-    """`generated:shapes`, or a folder with `<split>/images/NAME.*` and `<split>/masks/NAME.png`, whose grey values are
-    the numbers of the classes."""
+    """`generated:NAME` of a task with images, or a folder with `<split>/images/NAME.*` and `<split>/masks/NAME.png`,
+    whose grey values are the numbers of the classes."""
     classes: tuple[str, ...] = ()
-    """Names of the classes 0, 1, … of a folder; generated shapes bring theirs."""
+    """Names of the classes 0, 1, … of a folder; generated tasks bring theirs, the kinds of their objects."""
     ignore: Annotated[int, Field(ge=0, le=255)] = 255
     """Mask value of pixels that are neither trained on nor scored."""
     train_split: str = "train"

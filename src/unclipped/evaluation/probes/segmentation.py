@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.config import SourceConfig
-from unclipped.data.generated.stencils import FIGURES, figure
+from unclipped.data.generated.masks import class_mask
+from unclipped.data.generated.registry import open_generated
+from unclipped.data.generated.source import GeneratedSource
 from unclipped.data.readers.folder import IMAGE_SUFFIXES
-from unclipped.data.sample import ImagePart, Sample
-from unclipped.data.sources import expanded, open_source
+from unclipped.data.sample import ImagePart
+from unclipped.data.sources import expanded
 from unclipped.evaluation.intervals import Difference, Estimate
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, SegmentationConfig
-from unclipped.evaluation.probes.data import shapes_of
 from unclipped.evaluation.probes.linear import batches
 
 Mask = NDArray[np.uint8]
@@ -54,15 +54,14 @@ class SegmentedSet:
 def load_segmented(config: SegmentationConfig) -> SegmentedSet:
     """Both splits. Raises DataError for a missing split or mask, UsageError for a folder without named classes."""
     if config.source.startswith("generated:"):
-        if config.source != "generated:shapes":
-            raise UsageError(f"segmentation.source: only generated:shapes has masks, found {config.source}")
         if config.classes:
-            raise UsageError("segmentation.classes: generated:shapes brings its own; leave it out")
+            raise UsageError(f"segmentation.classes: {config.source} brings its own; leave it out")
         splits = [
             _drawn(config, config.train_split, config.train_limit or GENERATED_TRAIN),
             _drawn(config, config.test_split, config.test_limit or GENERATED_TEST),
         ]
-        return SegmentedSet(config.source, ("background", *FIGURES), splits[0], splits[1])
+        classes = ("background", *_generated(config, config.train_split).generator.kinds)
+        return SegmentedSet(config.source, classes, splits[0], splits[1])
     if not 2 <= len(config.classes) <= 255:
         raise UsageError("segmentation.classes: name the classes 0, 1, … of the masks, at least two and at most 255")
     folder = Path(expanded(config.source, "segmentation"))
@@ -73,24 +72,24 @@ def load_segmented(config: SegmentationConfig) -> SegmentedSet:
     return SegmentedSet(config.source, config.classes, splits[0], splits[1])
 
 
+def _generated(config: SegmentationConfig, split: str) -> GeneratedSource:
+    name = config.source.removeprefix("generated:")
+    options = {"tasks": {"count": 1}, **config.options} if name == "shapes" else config.options
+    source = open_generated(name, split, options, config.seed)
+    if not source.generator.kinds or source.generator.as_text:
+        raise UsageError(f"segmentation.source: {config.source} draws no image here, so it has no masks; take another")
+    return source
+
+
 def _drawn(config: SegmentationConfig, split: str, limit: int) -> tuple[SegmentedImage, ...]:
-    options = {"tasks": {"count": 1}, **config.options}
-    source = open_source(SourceConfig(source=config.source, split=split, options=options), seed=config.seed)
+    """Images of a generated task, each class a kind of object; what covers half of a pixel has it."""
+    source = _generated(config, split)
+    kinds = source.generator.kinds
     samples = [source[index] for index in range(limit)]
     return tuple(
-        SegmentedImage(sample.id, sample.images[0], lambda sample=sample: scene_mask(sample)) for sample in samples
+        SegmentedImage(sample.id, sample.images[0], lambda index=index: class_mask(source.scene(index), kinds))
+        for index, sample in enumerate(samples)
     )
-
-
-def scene_mask(sample: Sample) -> Mask:
-    """Class of each pixel of a generated scene: 0 background, then FIGURES; what covers half of a pixel has it."""
-    scene = sample.metadata["scene"]
-    mask = np.zeros((scene["height"], scene["width"]), dtype=np.uint8)
-    for item in shapes_of(sample):
-        x0, y0, x1, y1 = item["box"]
-        ink = np.asarray(figure(item["kind"], item["size"])) >= 128
-        mask[y0:y1, x0:x1][ink] = 1 + FIGURES.index(item["kind"])
-    return mask
 
 
 def _from_folder(folder: Path, config: SegmentationConfig, limit: int | None) -> tuple[SegmentedImage, ...]:
