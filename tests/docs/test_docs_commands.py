@@ -90,6 +90,8 @@ HUB = {
 
 # Not run; options and recipe are checked.
 REAL = "needs the real data and minutes"
+CLUSTER = "needs GPUs, billions of images and weeks: tests/recipes/test_web_recipes.py compares it with its table"
+TWO_ENCODERS = "two processes: tests/training/test_pretraining_distributed.py trains under torchrun"
 TWO = "two processes: tests/training/test_training_distributed.py trains under torchrun"
 CHECKED = {
     "unclipped pretrain real-lm --output runs/real-lm": REAL,
@@ -103,6 +105,9 @@ CHECKED = {
     "unclipped compare-objectives clothing-objectives --output runs/objectives": REAL,
     "unclipped pretrain real-lm-gpu --output runs/real-lm-gpu": REAL,
     "unclipped train nlvr-gpu --output runs/nlvr-gpu": REAL,
+    "torchrun --nproc-per-node 8 -m unclipped pretrain webdino-1b data.sources.0.source=my-images --output runs/webdino-1b": CLUSTER,
+    "torchrun --nproc-per-node 8 -m unclipped pretrain webmae-1b data.sources.0.source=my-images --output runs/webmae-1b": CLUSTER,
+    "torchrun --nproc-per-node 2 -m unclipped pretrain clothing-dino training.parallel=fsdp2 --output runs/clothing-dino-fsdp2": TWO_ENCODERS,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml --output runs/meters-ddp": TWO,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml training.parallel=fsdp2 --output runs/meters-fsdp2": TWO,
 }

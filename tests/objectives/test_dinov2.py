@@ -13,6 +13,7 @@ from unclipped.objectives.dino_losses import dino_loss, ibot_loss, koleo_loss, s
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.objectives.trunk import build_trunk
+from unclipped.training.measure import count_flops, estimate_flops
 
 VIT: dict[str, Any] = {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLM: dict[str, Any] = {
@@ -120,6 +121,17 @@ def test_paths_are_dropped_uniformly_in_the_student_alone() -> None:
     assert of_student
     assert all(0.46 < share < 0.54 for share in of_student)  # 0.5, five standard deviations
     assert of_teacher == [0.0] * len(of_student)
+
+
+def test_counting_operations_leaves_nothing_for_the_first_step() -> None:
+    own, device = objective(centring="ema"), torch.device("cpu")
+    assert count_flops(own, batch(), device, None) > 0
+    assert own.student.training
+    assert not own.teacher.training
+    assert all(centre._noted is None for centre in own.centres.values())
+    trained = sum(p.numel() for p in own.student.parameters())
+    patches = 3 * (2 * 16 + 2 * 4)  # images · patches of their crops
+    assert estimate_flops(own, batch()) == (6 + 2) * trained * patches  # the teacher has no backward pass
 
 
 def test_prototypes_stay_for_the_first_steps() -> None:

@@ -14,7 +14,7 @@ from unclipped.recipes.validation import load_recipe
 
 
 def test_webdino_is_its_table() -> None:
-    recipe = load_recipe("webdino-gpu", PretrainRecipe, [])
+    recipe = load_recipe("webdino-1b", PretrainRecipe, [])
     dino, optimizer, stage = recipe.dinov2, recipe.training.optimizer, recipe.stage()
     assert recipe.objective == "dinov2"
     assert recipe.shape == {"name": "webdino-1b", "drop_path_rate": 0.4}
@@ -56,9 +56,9 @@ def test_webdino_is_its_table() -> None:
 
 
 def test_the_high_resolution_phases_are_those_of_the_table() -> None:
-    recipe = load_recipe("webdino-highres-gpu", PretrainRecipe, [])
+    recipe = load_recipe("webdino-1b-highres", PretrainRecipe, [])
     main, *phases = recipe.stages()
-    assert main == load_recipe("webdino-gpu", PretrainRecipe, []).stage()
+    assert main == load_recipe("webdino-1b", PretrainRecipe, []).stage()
     assert [phase.image_size for phase in recipe.phases] == [378, 518]
     for phase in phases:
         assert (phase.steps, phase.batch_size, phase.train) == (20_000, 2048, {"vision": 1.41e-5})
@@ -69,7 +69,7 @@ def test_the_high_resolution_phases_are_those_of_the_table() -> None:
 
 
 def test_webmae_is_its_table() -> None:
-    recipe = load_recipe("webmae-gpu", PretrainRecipe, [])
+    recipe = load_recipe("webmae-1b", PretrainRecipe, [])
     mae, optimizer, stage = recipe.masked_autoencoder, recipe.training.optimizer, recipe.stage()
     assert (recipe.objective, recipe.shape) == ("masked_autoencoder", {"name": "webmae-1b"})
     assert (mae.mask_ratio, mae.normalise_pixels) == (0.75, True)
@@ -87,7 +87,7 @@ def test_webmae_is_its_table() -> None:
 
 
 def test_only_the_data_path_is_missing() -> None:
-    for name in ("webdino-gpu", "webdino-highres-gpu", "webmae-gpu"):
+    for name in ("webdino-1b", "webdino-1b-highres", "webmae-1b"):
         recipe = load_recipe(name, PretrainRecipe, ["data.sources.0.source=/my/images"])
         assert [source.source for source in recipe.data.sources] == ["/my/images"]
         assert not recipe.data.sources[0].options

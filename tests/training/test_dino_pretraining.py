@@ -17,6 +17,7 @@ from unclipped.core.errors import DataError, UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.data.views import MultiCrop
 from unclipped.encoders.build import load_encoder
+from unclipped.objectives.dino_side import load_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.training.config import OptimizerConfig, PretrainConfig, TrainingConfig
@@ -89,6 +90,25 @@ def test_pretraining_writes_an_encoder_that_loads(shape: dict[str, Any], tmp_pat
     assert torch.isfinite(encoder(torch.randn(16, 192), torch.tensor([[1, 4, 4]]))).all()
 
 
+@pytest.mark.parametrize("ibot_weight", [0.0, 1.0])
+def test_the_teachers_heads_are_kept_beside_the_encoder(ibot_weight: float, tmp_path: Path) -> None:
+    config = dino(dinov2={"ibot_weight": ibot_weight})
+    job = dinov2_job(config)
+    objective: Any = job.make_objective(config.stage(), {})
+    for parameter in objective.teacher.parameters():
+        torch.nn.init.normal_(parameter)
+    job.save(tmp_path / "model")
+    heads, teacher = load_dino_heads(tmp_path / "model"), objective.teacher
+    features = torch.randn(3, 16)
+    assert heads.dino_head is not None
+    assert heads.mask_token is not None
+    assert torch.equal(heads.dino_head(features), teacher.dino_head(features))
+    assert torch.equal(heads.mask_token, teacher.trunk.mask_token)
+    assert (heads.ibot_head is None) == (ibot_weight == 0)
+    if heads.ibot_head is not None:
+        assert torch.equal(heads.ibot_head(features), teacher.ibot_head(features))
+
+
 ALL_SCHEDULES: dict[str, Any] = {
     "shape": DINOV2 | {"drop_path_rate": 0.4},
     "warmup_steps": 1,
@@ -129,6 +149,8 @@ def test_an_interrupted_run_resumes_to_an_equal_teacher(
     parts = pretrain(config, tmp_path / "parts", resume=True)
     one, other = (load_encoder(str(result.model_folder))[0].state_dict() for result in (whole, parts))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+    heads, others = (load_dino_heads(result.model_folder).state_dict() for result in (whole, parts))
+    assert all(torch.equal(value, others[name]) for name, value in heads.items())
     assert parts.record["stages"][0]["final_loss"] == whole.record["stages"][0]["final_loss"]
     timed = ("samples_per_second", "tokens_per_second", "data_waiting_share", "seconds")
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
+from unclipped.objectives.dino_side import DinoHeads, save_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.batches import Examples
@@ -134,11 +136,16 @@ def dinov2_job(config: PretrainConfig) -> Job:
         examples = CropExamples(mixture, resolution.rule_of(stage), config, trunk, local_size=local_size)
         return resolution.later(stage, examples)
 
+    def save(folder: Path) -> None:
+        teacher = objective.teacher
+        save_trunk(teacher.trunk, folder, resolution.rule)
+        save_dino_heads(folder, DinoHeads(teacher.dino_head, teacher.ibot_head, teacher.trunk.mask_token))
+
     return Job(
         model=objective,
         make_objective=make_objective,
         make_examples=make_examples,
-        save=lambda folder: save_trunk(objective.teacher.trunk, folder, resolution.rule),
+        save=save,
         fit=resolution.enter,
         notes=resolution.notes,
     )

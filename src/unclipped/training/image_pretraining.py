@@ -23,6 +23,7 @@ from unclipped.encoders.vit_mae_init import fill_table
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.images.rules import apply_rule
+from unclipped.objectives.autoencoder_folder import decoder_options
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderObjective
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
 from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
@@ -84,14 +85,7 @@ def build_autoencoder(
             f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
         )
     given: Any = ViTMAEConfig.from_dict(merged)
-    options = MaskedAutoencoderConfig(
-        mask_ratio=given.mask_ratio,
-        normalise_pixels=given.norm_pix_loss,
-        decoder_width=given.decoder_hidden_size,
-        decoder_blocks=given.decoder_num_hidden_layers,
-        decoder_heads=given.decoder_num_attention_heads,
-        decoder_hidden=given.decoder_intermediate_size,
-    )
+    options = decoder_options(given)  # before the encoder's mask is switched off
     return MaskedAutoencoder(Trunk(build_encoder(given)), options, eps=given.layer_norm_eps)
 
 
