@@ -282,7 +282,7 @@ ROWS: dict[str, Row] = {
     "init missing": Row(encoder(shape={}, init="no/where/at/all"), 1, ("init: no/where/at/all", "no such folder")),
     "init is no encoder": Row(lambda p: encoder(shape={}, init=str(p.models.text))(p), 1, ("init", "llm:")),
     "init with a shape": Row(
-        lambda p: encoder(init=str(p.models.vision))(p), 2, ("shape.patch_size", "has its shape already")
+        lambda p: encoder(init=str(p.models.vision))(p), 2, ("shape.hidden_size", "has its shape already")
     ),
     "init is a baseline": Row(
         lambda p: encoder(shape={}, init=str(p.models.clip))(p),

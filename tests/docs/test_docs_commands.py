@@ -43,6 +43,10 @@ RUN: dict[str, list[str]] = {
         "steps=2", "warmup_steps=0", "batch_size=2", "block_length=16", "tokenizer.vocabulary_size=300",
         "shape.hidden_size=32", "shape.intermediate_size=64", "shape.head_dim=8", "training.threads=1",
     ],
+    "unclipped pretrain my-phases.yaml --output runs/my-phases": [
+        "steps=2", "warmup_steps=0", "batch_size=2", "phases.0.steps=1", "dinov2.prototypes=16", "dinov2.head_hidden=16",
+        "training.threads=1",
+    ],
     "unclipped eval runs/meters/model --data my-folder --split val --blind --output runs/meters-eval": [
         *EVAL, *FEW_TOKENS,
     ],

@@ -120,7 +120,7 @@ def dinov2_job(config: PretrainConfig) -> Job:
     mixture = Mixture(config.data, config.training.seed)
     rule = image_rule(config, trunk, side, first_images(mixture))
     torch.manual_seed(stage_seed(config.training, 0))  # heads are new tensors of the main stage
-    objective = DinoV2Objective(trunk, config.dinov2, steps=stages[0].schedule_length)
+    objective: Any = DinoV2Objective(trunk, config.dinov2, steps=stages[0].schedule_length)
     resolution = Resolution(config, rule, (trunk, objective.teacher.trunk))
     for number, stage in enumerate(stages):
         where = f"phases.{number - 1}.local_size" if number else "dinov2.local_size"

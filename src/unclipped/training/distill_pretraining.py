@@ -40,7 +40,7 @@ def distill_job(config: PretrainConfig) -> Job:
     declare_objective(trunk.encoder.model.config, declared_objective(trunk, teacher.spec.objective))
     mixture = Mixture(config.data, config.training.seed)
     rule = image_rule(config, trunk, side, first_images(mixture))
-    objective = DistillObjective(trunk, teacher, config.distill, rule)
+    objective: Any = DistillObjective(trunk, teacher, config.distill, rule)
     resolution = Resolution(config, rule, (trunk,))
     for stage in reversed(config.stages()):  # raises now for what does not fit later; ends with the main stage
         objective.fit(resolution.rule_of(stage))

@@ -95,6 +95,6 @@ class LaterExamples:
         """As the examples' own."""
         return self.examples.batch([self.first + index for index in indices])
 
-    def lengths(self, indices: Sequence[int]) -> list[int]:
+    def lengths(self, indices: Sequence[int]) -> Sequence[int]:
         """As the examples' own."""
         return self.examples.lengths([self.first + index for index in indices])
