@@ -72,9 +72,7 @@ def test_coca_is_coca_loss_down_to_every_parameter(weights: tuple[float, float])
     own: Any = CoCaObjective.build(build_trunk(VIT, image_size=16), tiny_tokenizer(), config)
     for name, parameter in own.model.named_parameters():
         if not name.startswith("trunk.") and name != "log_scale":
-            torch.nn.init.normal_(
-                parameter, std=0.3
-            )  # fresh features are short, and gradients through their norm large
+            torch.nn.init.normal_(parameter, std=0.3)  # fresh features are short: large gradients
     tokens = CaptionTokens(tiny_tokenizer(), 12)
     ids, mask = tokens.batch([tokens.row(text, "test") for text in CAPTIONS])
     pixels = torch.randn(len(ids), 3, 16, 16)
