@@ -1,4 +1,4 @@
-"""Evaluate a frozen encoder: features once, then every probe, on the encoder and on what it is compared with."""
+"""Evaluate an encoder: features once, then every probe, on the encoder and on what it is compared with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import LLM_PREFIX, load_encoder
 from unclipped.evaluation.intervals import Difference, estimate, paired_difference
-from unclipped.evaluation.probes.config import EncoderEvaluationConfig, SegmentationConfig
+from unclipped.evaluation.probes.config import EncoderEvaluationConfig, FineTuningConfig, SegmentationConfig
 from unclipped.evaluation.probes.data import LabelledSet, cut_development, load_labelled
 from unclipped.evaluation.probes.features import (
     EncoderExtractor,
@@ -32,6 +32,7 @@ from unclipped.evaluation.probes.features import (
     random_weights,
     raw_rule,
 )
+from unclipped.evaluation.probes.fine_tuning import fine_tune, task_of
 from unclipped.evaluation.probes.knn import knn_predict
 from unclipped.evaluation.probes.linear import grid_of_heads, linear_probe, side_by_side
 from unclipped.evaluation.probes.results import (
@@ -58,8 +59,11 @@ from unclipped.images.config import ImageRule
 from unclipped.training.device import choose_device
 
 PREDICTIONS_FILE = "predictions.jsonl"
+FINE_TUNING_FOLDER = "fine-tuning"
 
 Features = dict[str, Tensor]
+Outcome = tuple[Tensor, str, dict[str, float]]
+"""Classes of the test images, the setting that was chosen, accuracy of every setting on the development part."""
 
 
 def evaluate_encoder(
@@ -67,9 +71,9 @@ def evaluate_encoder(
 ) -> EncoderResults:
     """Measure the encoder of `config`; OUTPUT gets results.json, report.md, predictions.jsonl and the features.
 
-    Features that are there already (see `features.extract`) are taken over, so the call may be repeated after an
-    interruption. Raises CheckpointError for an encoder that does not load, DataError and ImageError for data that
-    cannot be used, UsageError for settings that do not fit the encoder.
+    Features (see `features.extract`) and finished fine-tunings that are there already are taken over, so the call may
+    be repeated after an interruption. Raises CheckpointError for an encoder that does not load, DataError and
+    ImageError for data that cannot be used, UsageError for settings that do not fit the encoder.
     """
     output, console = Path(output), console or Console()
     labelled = None if config.data is None else load_labelled(config.data)
@@ -128,10 +132,11 @@ class _Evaluation:
 
     def __init__(self, config: EncoderEvaluationConfig, encoder: VisionEncoder, output: Path, console: Console) -> None:
         self.config, self.console = config, console
+        self.output = output
         self.folder = output / "features" if config.cache is None else Path(config.cache)
         self.device = choose_device(config.device)
         self.rule = probe_rule(encoder, config.image_size, config.resize)
-        self.encoders: dict[str, Extractor] = {"encoder": EncoderExtractor(encoder, self.rule, self.device)}
+        self.encoders: dict[str, EncoderExtractor] = {"encoder": EncoderExtractor(encoder, self.rule, self.device)}
         if "random_weights" in config.compare:
             fresh = random_weights(encoder, config.random_seed)
             self.encoders["random_weights"] = EncoderExtractor(fresh, self.rule, self.device)
@@ -173,15 +178,26 @@ class _Evaluation:
         digests = {split: digests_of(parts) for split, parts in images.items()}
         learn, choose = cut_development(data.train, self.config.dev_share, self.config.seed)
         right: dict[str, dict[str, np.ndarray]] = {}
-        for arm, extractor in self._arms(raw_rule(self.rule, self.config.raw_size)).items():
-            found = {
-                split: self._extract(arm, extractor, images[split], digests[split], "pooled", split)
-                for split in ("train", "test")
-            }
+        pixels: Outcome | None = None
+        arms = self._arms(raw_rule(self.rule, self.config.raw_size))
+        for arm, extractor in arms.items() if self.config.probes else ():
+            found = self._features(arm, extractor, images, digests)
             for probe in self.config.probes:
                 run = self._knn if probe == "knn" else self._linear
-                predicted, chosen, development = run(data, found["train"], found["test"], learn, choose)
-                right.setdefault(probe, {})[arm] = self._record(data, probe, arm, predicted, chosen, development)
+                outcome = run(data, found["train"], found["test"], learn, choose)
+                right.setdefault(probe, {})[arm] = self._record(data, probe, arm, outcome)
+                if (probe, arm) == ("linear", "raw_pixels"):
+                    pixels = outcome
+        if (config := self.config.fine_tuning) is not None:
+            outcomes = self._fine_tuned(data, config, learn, choose, digests)
+            if "raw_pixels" in arms:  # nothing in them can be trained: the linear head is what stands beside
+                if pixels is None:
+                    found = self._features("raw_pixels", arms["raw_pixels"], images, digests)
+                    pixels = self._linear(data, found["train"], found["test"], learn, choose)
+                outcomes["raw_pixels"] = (pixels[0], f"linear probe, {pixels[1]}", pixels[2])
+            right["fine_tuning"] = {
+                arm: self._record(data, "fine_tuning", arm, outcome) for arm, outcome in outcomes.items()
+            }
         for probe, arms in right.items():
             self.differences[probe] = {
                 arm: paired_difference(arms["encoder"], other, **self.intervals)
@@ -200,16 +216,45 @@ class _Evaluation:
             "test_images_in_train": sum(digest in in_train for digest in digests["test"]),
         }
 
-    def _record(
+    def _features(
+        self,
+        arm: str,
+        extractor: Extractor,
+        images: Mapping[str, Sequence[ImagePart]],
+        digests: Mapping[str, Sequence[str]],
+    ) -> dict[str, Features]:
+        """Pooled features of both splits."""
+        return {
+            split: self._extract(arm, extractor, parts, digests[split], "pooled", split)
+            for split, parts in images.items()
+        }
+
+    def _fine_tuned(
         self,
         data: LabelledSet,
-        probe: str,
-        arm: str,
-        predicted: Tensor,
-        chosen: str,
-        development: Mapping[str, float],
-    ) -> np.ndarray:
+        config: FineTuningConfig,
+        learn: Sequence[int],
+        choose: Sequence[int],
+        digests: Mapping[str, Sequence[str]],
+    ) -> dict[str, Outcome]:
+        """The encoder and its architecture with fresh weights, trained alike."""
+        task = task_of(data, learn, choose, digests, self.rule)
+        outcomes = {}
+        for arm, extractor in self.encoders.items():
+            best, scores = fine_tune(
+                extractor,
+                task,
+                config,
+                self.output / FINE_TUNING_FOLDER,
+                title=f"{ARM_NAMES[arm]}, fine-tuning",
+                console=self.console,
+            )
+            outcomes[arm] = (torch.tensor(best.predictions), best.name, scores)
+        return outcomes
+
+    def _record(self, data: LabelledSet, probe: str, arm: str, outcome: Outcome) -> np.ndarray:
         """Keep the predictions and the figure; -> right (1) or wrong (0) for each test image."""
+        predicted, chosen, development = outcome
         classes = predicted.tolist()
         right = np.array([float(item.label == found) for item, found in zip(data.test, classes, strict=True)])
         self.predictions += [
@@ -224,12 +269,10 @@ class _Evaluation:
             if (labels == number).any()
         }
         value = estimate(right, is_binary=True, **self.intervals)
-        self.measurements.append(Measurement(probe, arm, "accuracy", value, chosen, dict(development), parts))
+        self.measurements.append(Measurement(probe, arm, "accuracy", value, chosen, development, parts))
         return right
 
-    def _knn(
-        self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
-    ) -> tuple[Tensor, str, dict[str, float]]:
+    def _knn(self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]) -> Outcome:
         """Choose k and feature on the development part; then the whole train split votes."""
         labels = torch.tensor([item.label for item in data.train])
         sources = {"pooled": lambda features: features["pooled"][:, 0], "mean patch": lambda f: f["mean_patch"]}
@@ -249,7 +292,7 @@ class _Evaluation:
 
     def _linear(
         self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
-    ) -> tuple[Tensor, str, dict[str, float]]:
+    ) -> Outcome:
         labels = torch.tensor([item.label for item in data.train]).to(self.device)
         _, blocks, width = train["pooled"].shape
         heads = grid_of_heads(self.config.linear, blocks, "mean_patch" in train)
