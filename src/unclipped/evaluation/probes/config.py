@@ -23,15 +23,18 @@ class LabelledDataConfig(FrozenConfig):
     """Images with one label each: a folder of class folders, question files whose answer is the label, or generated."""
 
     source: Annotated[str, Field(min_length=1)]
-    """A folder `<split>/<class>/image.png`; a folder or file of questions with one and the same question, whose answer
-    is the label; or `generated:shapes`, labelled by the largest figure. `$NAME` is an environment variable."""
+    """A folder `<split>/<class>/image.png`; parquet files or a saved data set with a column of images and one of
+    labels; a folder or file of questions with one and the same question, whose answer is the label; or a generated
+    task: `generated:shapes`, labelled by the largest figure, or any that asks one and the same question. `$NAME` is an
+    environment variable."""
     train_split: str = "train"
     """Split that heads are trained on and that neighbours come from."""
     test_split: str = "test"
     """Split that is reported, and used for nothing else."""
-    label: Literal["auto", "answer", "category", "figure", "colour"] = "auto"
-    """What is the label of a question file or a generated image; figure and colour are those of the largest shape.
-    `auto`: the answer, and the figure of generated images."""
+    label: Literal["auto", "answer", "category", "figure", "colour", "position"] = "auto"
+    """What is the label of a question file or a generated image. figure and colour are those of the largest shape of
+    `generated:shapes`; position is the ninth of the image (3 x 3) that the middle of that shape lies in. `auto`: the
+    class where images are labelled, the figure of generated shapes, the answer elsewhere."""
     train_limit: Count | None = None
     """Only the first so many images of the train split (2,000 of an endless source)."""
     test_limit: Count | None = None
@@ -145,16 +148,23 @@ class SegmentationConfig(FrozenConfig):
     """Images with a class for each pixel, and the head (batch normalisation and a 1x1 convolution) that reads them."""
 
     source: Annotated[str, Field(min_length=1)] = "generated:shapes"
-    """`generated:shapes`, or a folder with `<split>/images/NAME.*` and `<split>/masks/NAME.png`, whose grey values are
-    the numbers of the classes."""
+    """`generated:shapes`, or a folder of images and of masks, PNG of the same name, whose grey values are the numbers
+    of the classes. `$NAME` is an environment variable."""
+    layout: Literal["auto", "split_folders", "kind_folders", "ade20k"] = "auto"
+    """Where a folder holds them. `split_folders`: `<split>/images`, `<split>/masks`. `kind_folders`: `images/<split>`,
+    `masks/<split>` or `annotations/<split>`. `ade20k`: as ADEChallengeData2016 comes, `images/training`,
+    `annotations/training` and the same of `validation`; 0 is ignored, 1 to 150 are classes. `auto`: looks."""
     classes: tuple[str, ...] = ()
-    """Names of the classes 0, 1, … of a folder; generated shapes bring theirs."""
+    """Names of the classes of a folder in the order of their numbers; generated shapes bring theirs, `ade20k` takes
+    those of its `objectInfo150.txt`, or else numbers."""
+    first_class: Annotated[int, Field(ge=0, le=254)] = 0
+    """Mask value of the first class."""
     ignore: Annotated[int, Field(ge=0, le=255)] = 255
     """Mask value of pixels that are neither trained on nor scored."""
     train_split: str = "train"
-    """Split that the head is trained on."""
+    """Split that the head is trained on; in `ade20k`, `train` is its folder `training`."""
     test_split: str = "test"
-    """Split that is reported."""
+    """Split that is reported; in `ade20k`, `test` is its folder `validation`."""
     train_limit: Count | None = None
     """Only the first so many images of the train split (2,000 of an endless source)."""
     test_limit: Count | None = None
@@ -180,6 +190,9 @@ class ZeroShotConfig(FrozenConfig):
     """Prompts; `{}` is where the name of the class goes. A class is the mean of its prompts' unit vectors."""
     names: dict[str, str] = Field(default_factory=dict)
     """Words for classes whose label is none, such as {n01440764: tench}; other classes are called by their label."""
+    names_file: str | None = None
+    """Text file with a line `label name, more names` for every class, such as ImageNet's LOC_synset_mapping.txt; the
+    first name is taken. A relative path is looked for in the folder of `data` first. `names` win over it."""
 
     @field_validator("templates")
     @classmethod

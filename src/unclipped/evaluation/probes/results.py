@@ -28,6 +28,8 @@ PROBE_NAMES = {
     "segmentation": "mIoU",
 }
 RETRIEVAL = "retrieval_"
+MANY_CLASSES = 12
+"""Classes that a report lists side by side; more stand below each other."""
 
 
 def probe_name(probe: str) -> str:
@@ -209,9 +211,9 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
         lines += [
             "",
             f"Segmentation: `{data['source']}`, {data['train']:,} images to learn from, {data['test']:,} to report, "
-            f"classes {', '.join(data['classes'])}. Mean intersection over union of the whole test split.",
+            f"{_listed(data['classes'])}. Mean intersection over union of the whole test split.",
             "",
-            *_class_table([row for row in results.measurements if row.probe == "segmentation"]),
+            *_class_table([row for row in results.measurements if row.probe == "segmentation"], data["classes"]),
         ]
     if "retrieval" in results.data:
         data = results.data["retrieval"]
@@ -225,13 +227,23 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
     return "\n".join(lines)
 
 
-def _class_table(rows: Sequence[Measurement]) -> list[str]:
-    names = list(rows[0].parts)
-    lines = [f"| features | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for row in rows:
-        values = " | ".join(f"{row.parts[name]:.3f}" if name in row.parts else "–" for name in names)
-        lines.append(f"| {ARM_NAMES[row.arm]} | {values} |")
-    return lines
+def _listed(classes: Sequence[str]) -> str:
+    return f"classes {', '.join(classes)}" if len(classes) <= MANY_CLASSES else f"{len(classes)} classes"
+
+
+def _class_table(rows: Sequence[Measurement], classes: Sequence[str]) -> list[str]:
+    """The figure of each class that has one with some features; classes are the rows where they are many."""
+    names = [name for name in classes if any(name in row.parts for row in rows)]
+    cells = [[f"{row.parts[name]:.3f}" if name in row.parts else "–" for name in names] for row in rows]
+    arms = [ARM_NAMES[row.arm] for row in rows]
+    if len(classes) > MANY_CLASSES:
+        heads, lines = (
+            ["class", *arms],
+            [[name, *line] for name, line in zip(names, zip(*cells, strict=True), strict=True)],
+        )
+    else:
+        heads, lines = ["features", *names], [[arm, *line] for arm, line in zip(arms, cells, strict=True)]
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]
 
 
 def write_results(results: EncoderResults, config: EncoderEvaluationConfig, folder: Path) -> None:

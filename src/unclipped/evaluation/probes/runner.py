@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_text
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
@@ -21,6 +21,7 @@ from unclipped.evaluation.intervals import Difference, estimate, paired_differen
 from unclipped.evaluation.probes.config import EncoderEvaluationConfig, FineTuningConfig, SegmentationConfig
 from unclipped.evaluation.probes.data import LabelledSet, cut_development, load_labelled
 from unclipped.evaluation.probes.features import (
+    WORKERS,
     EncoderExtractor,
     Extractor,
     Kind,
@@ -35,6 +36,7 @@ from unclipped.evaluation.probes.features import (
 from unclipped.evaluation.probes.fine_tuning import fine_tune, task_of
 from unclipped.evaluation.probes.knn import knn_predict
 from unclipped.evaluation.probes.linear import grid_of_heads, linear_probe, side_by_side
+from unclipped.evaluation.probes.masks import SegmentedSet, check_masks, load_segmented, masks_at
 from unclipped.evaluation.probes.results import (
     ARM_NAMES,
     EncoderResults,
@@ -46,10 +48,8 @@ from unclipped.evaluation.probes.results import (
 )
 from unclipped.evaluation.probes.segmentation import (
     Overlaps,
-    SegmentedSet,
     iou_difference,
     iou_estimate,
-    load_segmented,
     mean_iou,
     measure_overlaps,
     train_segmenter,
@@ -176,6 +176,13 @@ class _Evaluation:
         """Run the probes on labels; returns the facts about the data."""
         images = {"train": [item.image for item in data.train], "test": [item.image for item in data.test]}
         digests = {split: digests_of(parts) for split, parts in images.items()}
+        in_train = set(digests["train"])
+        shared = sum(digest in in_train for digest in digests["test"])
+        if shared == len(data.test):
+            raise DataError(
+                f"data {data.name}: every image of the test split is in the train split too, so there is "
+                "nothing new to report; set train_split and test_split to two different ones"
+            )
         learn, choose = cut_development(data.train, self.config.dev_share, self.config.seed)
         right: dict[str, dict[str, np.ndarray]] = {}
         pixels: Outcome | None = None
@@ -205,7 +212,6 @@ class _Evaluation:
                 if arm != "encoder"
             }
         counts = np.bincount([item.label for item in data.train])
-        in_train = set(digests["train"])
         return {
             "source": shown(data.name),
             "classes": list(data.classes),
@@ -213,7 +219,7 @@ class _Evaluation:
             "development": len(choose),
             "test": len(data.test),
             "majority": float(np.mean([item.label == int(counts.argmax()) for item in data.test])),
-            "test_images_in_train": sum(digest in in_train for digest in digests["test"]),
+            "test_images_in_train": shared,
         }
 
     def _features(
@@ -274,8 +280,11 @@ class _Evaluation:
 
     def _knn(self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]) -> Outcome:
         """Choose k and feature on the development part; then the whole train split votes."""
-        labels = torch.tensor([item.label for item in data.train])
-        sources = {"pooled": lambda features: features["pooled"][:, 0], "mean patch": lambda f: f["mean_patch"]}
+        labels = torch.tensor([item.label for item in data.train]).to(self.device)
+        sources = {
+            "pooled": lambda features: features["pooled"][:, 0].to(self.device),
+            "mean patch": lambda features: features["mean_patch"].to(self.device),
+        }
         if "mean_patch" not in train:
             del sources["mean patch"]
         ks, temperature = self.config.knn.k, self.config.knn.temperature
@@ -288,7 +297,11 @@ class _Evaluation:
         name, k = max(scores, key=lambda key: scores[key])
         take = sources[name]
         predicted = knn_predict(take(test), take(train), labels, len(data.classes), [k], temperature)[k]
-        return predicted, f"{name}, k = {k}", {f"{one}, k = {number}": row for (one, number), row in scores.items()}
+        return (
+            predicted.cpu(),
+            f"{name}, k = {k}",
+            {f"{one}, k = {number}": row for (one, number), row in scores.items()},
+        )
 
     def _linear(
         self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
@@ -316,9 +329,11 @@ class _Evaluation:
     def segment(self, data: SegmentedSet, config: SegmentationConfig) -> dict[str, Any]:
         """Run the segmentation probe; returns the facts about the data."""
         splits = {"train": data.train, "test": data.test}
+        assert self.rule.size is not None, "probe_rule gives every image one size"
+        masks = masks_at(data.train, self.rule.size, WORKERS)
+        check_masks(data.test, WORKERS)
         digests = {split: digests_of([item.image for item in items]) for split, items in splits.items()}
-        grid, size = grid_of_rule(self.rule), self.rule.size
-        assert size is not None, "grid_of_rule has looked"
+        grid = grid_of_rule(self.rule)
         overlaps: dict[str, Overlaps] = {}
         for arm, extractor in self._arms(self.rule).items():
             found = {
@@ -327,8 +342,8 @@ class _Evaluation:
                 )["patches"]
                 for split, items in splits.items()
             }
-            head = train_segmenter(found["train"], data.train, grid, size, len(data.classes), config)
-            overlaps[arm] = measure_overlaps(head, found["test"], data.test, grid, len(data.classes), config.ignore)
+            head = train_segmenter(found["train"], masks, grid, len(data.classes), config, self.device)
+            overlaps[arm] = measure_overlaps(head, found["test"], data.test, grid, len(data.classes))
         for arm, rows in overlaps.items():
             value = iou_estimate(rows, **self.intervals)
             shared, whole = rows.intersection.sum(axis=0), rows.union.sum(axis=0)
