@@ -14,7 +14,7 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.data.generated.masks import object_masks
 from unclipped.data.generated.registry import open_generated
 from unclipped.evaluation.probes.config import SegmentationConfig
-from unclipped.evaluation.probes.masks import load_segmented, masks_at, scene_mask
+from unclipped.evaluation.probes.masks import load_segmented, masks_at
 from unclipped.evaluation.probes.segmentation import (
     Overlaps,
     confusion,

@@ -148,15 +148,15 @@ class SegmentationConfig(FrozenConfig):
     """Images with a class for each pixel, and the head (batch normalisation and a 1x1 convolution) that reads them."""
 
     source: Annotated[str, Field(min_length=1)] = "generated:shapes"
-    """`generated:NAME` of a task with images, or a folder of images and of masks, PNG of the same name, whose grey values are the numbers
-    of the classes. `$NAME` is an environment variable."""
+    """`generated:NAME` of a task with images, or a folder of images and of masks, PNG of the same name, whose grey
+    values are the numbers of the classes. `$NAME` is an environment variable."""
     layout: Literal["auto", "split_folders", "kind_folders", "ade20k"] = "auto"
     """Where a folder holds them. `split_folders`: `<split>/images`, `<split>/masks`. `kind_folders`: `images/<split>`,
     `masks/<split>` or `annotations/<split>`. `ade20k`: as ADEChallengeData2016 comes, `images/training`,
     `annotations/training` and the same of `validation`; 0 is ignored, 1 to 150 are classes. `auto`: looks."""
     classes: tuple[str, ...] = ()
-    """Names of the classes of a folder in the order of their numbers; generated tasks bring theirs (kinds of objects), `ade20k` takes
-    those of its `objectInfo150.txt`, or else numbers."""
+    """Names of the classes of a folder in the order of their numbers; generated tasks bring theirs, the kinds of their
+    objects, `ade20k` takes those of its `objectInfo150.txt`, or else numbers."""
     first_class: Annotated[int, Field(ge=0, le=254)] = 0
     """Mask value of the first class."""
     ignore: Annotated[int, Field(ge=0, le=255)] = 255
