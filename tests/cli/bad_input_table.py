@@ -345,6 +345,31 @@ ROWS: dict[str, Row] = {
         2,
         ("shape", "qwen3"),
     ),
+    "layer decay without an encoder": Row(
+        lambda p: [*COMMANDS["pretrain"](p)[:2], "training.optimizer.layer_decay=0.9", "--output", "out"],
+        2,
+        ("layer_decay", "vision encoder", "leave them out"),
+    ),
+    "clipping by module without a norm": Row(
+        lambda p: [*COMMANDS["pretrain"](p)[:2], "clip_per_module=true", "clip_norm=null", "--output", "out"],
+        2,
+        ("clip_per_module", "clip_norm", "give one"),
+    ),
+    "a final decay beside one for each part": Row(
+        lambda p: [
+            *COMMANDS["pretrain"](p)[:2],
+            "training.optimizer={weight_decay: {text: 0.1}, final_weight_decay: 0.2}",
+            "--output",
+            "out",
+        ],
+        2,
+        ("final_weight_decay", "one number"),
+    ),
+    "a final rate above the first": Row(
+        lambda p: [*COMMANDS["pretrain"](p)[:2], "final_learning_rate=9", "--output", "out"],
+        2,
+        ("final_learning_rate", "found 9"),
+    ),
     "tokenizer missing": Row(
         lambda p: [*COMMANDS["pretrain"](p)[:2], "tokenizer.source=no/where", "--output", "out"],
         1,

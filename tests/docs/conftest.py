@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from docs_pages import PAGES, blocks
 
+from support.original_vit import Draw, OriginalVit
 from support.tiny_models import tiny_encoder, tiny_image, tiny_lm, tiny_tokenizer, tiny_vlm
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
@@ -52,6 +54,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-captions" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
     tiny_clip(folder / "my-clip")
     tiny_lm(folder / "my-lm")
+    teacher_weights(folder / "my-weights.pth")
     tiny_encoder(folder / "my-vit", image_size=16, patch_size=8)
     tiny_vlm(folder / "quickstart", output=folder / "quickstart" / "model")
     shutil.move(folder / "quickstart" / "text", folder / "quickstart" / "language-model" / "model")
@@ -79,6 +82,15 @@ def tiny_clip(folder: Path) -> None:
     save_trunk(trunk, folder, rule)
     model = ContrastiveObjective.build(trunk, tokenizer, pairs).model
     save_text_side(folder, model, tokenizer, rule, objective="contrastive", pairs=pairs)
+
+
+def teacher_weights(path: Path) -> None:
+    """A DINOv2 teacher with its heads, as a training of the original code leaves it."""
+    sizes = OriginalVit(heads=4, is_gated=True, chunks=2)
+    teacher = {f"backbone.{name}": value for name, value in sizes.tensors().items()}
+    for number, head in enumerate(("dino_head", "ibot_head")):
+        teacher |= {f"{head}.{name}": value for name, value in Draw(number).head(sizes.width, 16, 8, 12).items()}
+    torch.save({"teacher": teacher}, path)
 
 
 def images_in(row: dict) -> list[str]:

@@ -64,7 +64,11 @@ RUN: dict[str, list[str]] = {
     '--sparse "global_text + sink(128) + topk(16)"': FEW_TOKENS,
     'unclipped eval quickstart/model --data generated:characters --limit 20 --sparse "sink(128) + window(512)" '
     "--output runs/sparse-eval": [*EVAL, *FEW_TOKENS, "--limit", "4"],
+    "unclipped import-encoder my-weights.pth --attention-heads 4 --output my-imported-vit": [],
     "unclipped eval-encoder my-vit --data my-photos --output runs/my-vit-probes": PROBES,
+    "unclipped eval-encoder my-vit --data my-photos fine_tuning.steps=500 --output runs/my-vit-fine-tuned": [
+        *PROBES, "fine_tuning.steps=2", "fine_tuning.learning_rates=[1e-3]",
+    ],
     "unclipped eval-encoder llm:my-lm --data generated:shapes image_size=64 patch_size=16 --output runs/lm-probes": [
         *PROBES, "data.train_limit=20", "data.test_limit=4",
     ],

@@ -44,6 +44,9 @@ def run_folder(folder: Path, *, warnings: bool = False, health: bool = True) -> 
                 "teacher_entropy": 0.4,
                 "prototypes": 6.0,
             }
+        if health:
+            row["gradient_norms"] = {"dino_head": 1.5, "trunk": 1.3}
+            row["schedules"] = {"weight_decay.vision": 0.04 * step, "teacher_momentum": 0.994}
         if warnings and step == 3:
             row["warnings"] = ["features are nearly constant <b>; likely cause: x"]
         rows.append(row)
@@ -68,6 +71,7 @@ def test_the_page_holds_curves_health_pictures_and_what_they_cannot_say(tmp_path
     text = write_pretraining_report(config, tmp_path, title="Pretraining: mine").read_text(encoding="utf-8")
     for part in (
         "Parts of the loss", "Effective rank", "Prototypes in use", "Gradient norm", "Learning rate",
+        "dino head", "Schedules", "weight decay, vision", "teacher momentum",
         "25 % of the time", "from 4.000 to 1.000", "from 4.5 to 6.5", "eval-encoder", "32 samples",
     ):  # fmt: skip
         assert part in text, part
@@ -116,6 +120,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert "Effective rank" not in text
     assert "effective rank" not in text.lower()
     assert "<img" not in text
+    assert "Schedules" not in text
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -143,15 +143,32 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> list[LinePlot]:
             "number",
             "exp of the entropy of the mean assignment in a batch.",
         ),
-        LinePlot("Gradient norm", _lines(rows, ["norm"], lambda row, _: row["gradient_norm"]), "norm before clipping"),
+        LinePlot("Gradient norm", _norms(rows), "norm before clipping"),
         LinePlot(
             "Learning rate",
             _lines(rows, rates, lambda row, name: row["learning_rates"].get(name)),
             "rate",
             is_linear=True,
         ),
+        _schedules_plot(rows),
     ]
     return [plot for plot in plots if plot is not None]
+
+
+def _norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The norm of the whole gradient, and those of sub-modules where they are clipped by themselves."""
+    modules = sorted({name for row in rows for name in row.get("gradient_norms", {})})
+    lines = _lines(rows, modules, lambda row, name: row.get("gradient_norms", {}).get(name))
+    lines = {name.replace("_", " "): points for name, points in lines.items()}
+    return _lines(rows, ["norm"], lambda row, _: row["gradient_norm"]) | lines
+
+
+def _schedules_plot(rows: Sequence[Mapping[str, Any]]) -> LinePlot | None:
+    """Weight decay, and what the objective changes with the steps."""
+    names = sorted({name for row in rows for name in row.get("schedules", {})})
+    lines = _lines(rows, names, lambda row, name: row.get("schedules", {}).get(name))
+    lines = {name.replace("_", " ").replace(".", ", "): points for name, points in lines.items()}
+    return LinePlot("Schedules", lines, "value", is_linear=True) if lines else None
 
 
 def _health_plot(

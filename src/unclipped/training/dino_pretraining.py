@@ -64,8 +64,8 @@ class CropExamples:
         none = np.zeros((0, small, small, channels), dtype=np.uint8)
         masks = [self._mask(index, number) for number in range(2) for index in indices]
         return {
-            "global_crops": self._normalised(np.stack(global_crops)),
-            "local_crops": self._normalised(np.stack(local_crops) if local_crops else none),
+            "global_crops": normalised(np.stack(global_crops), self.rule),
+            "local_crops": normalised(np.stack(local_crops) if local_crops else none, self.rule),
             "mask": torch.from_numpy(np.stack(masks)),
             "sample_ids": [name for name, _ in loaded],
         }
@@ -84,8 +84,8 @@ class CropExamples:
         image = load_image(
             part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
         )
-        pixels = np.asarray(image.convert("L" if rule.channels == 1 else "RGB"))
-        return item.id, self.crop(pixels.reshape(*pixels.shape[:2], rule.channels), generator)
+        mode = "L" if rule.channels == 1 else "RGB"
+        return item.id, self.crop(image if image.mode == mode else image.convert(mode), generator)
 
     def _mask(self, index: int, number: int) -> np.ndarray:
         """(patches,) bool of global crop `number`."""
@@ -94,11 +94,13 @@ class CropExamples:
         count = round(generator.uniform(*self.options.mask_ratio) * patches) if is_masked else 0
         return block_mask(self.grid, count, generator).reshape(-1)
 
-    def _normalised(self, crops: np.ndarray) -> Tensor:
-        """(N, side, side, C) uint8 → (N, C, side, side) on the encoder's scale."""
-        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-        mean, std = torch.tensor(self.rule.mean).view(-1, 1, 1), torch.tensor(self.rule.std).view(-1, 1, 1)
-        return (pixels - mean) / std
+
+def normalised(crops: np.ndarray, rule: ImageRule) -> Tensor:
+    """(N, side, side, C) uint8 → (N, C, side, side) on the encoder's scale."""
+    planes = torch.from_numpy(crops).permute(0, 3, 1, 2)
+    pixels = planes.to(torch.float32, memory_format=torch.contiguous_format)  # once, then in place
+    mean, std = torch.tensor(rule.mean).view(-1, 1, 1), torch.tensor(rule.std).view(-1, 1, 1)
+    return pixels.div_(255).sub_(mean).div_(std)
 
 
 def dinov2_job(config: PretrainConfig) -> Job:
