@@ -13,11 +13,23 @@ from pair_support import VIT
 from phase_support import OBJECTIVES, make_job, teacher, tiny
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Dinov2Config, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    Dinov2Config,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+)
 
 from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
 from unclipped.encoders.build import build_encoder, load_encoder
 from unclipped.encoders.spec import declare_objective
+from unclipped.encoders.vit_mae_init import initialise_vit_mae
+from unclipped.objectives.autoencoder_folder import load_autoencoder
+from unclipped.objectives.dino_side import load_dino_heads
 from unclipped.training.pretrain import pretrain
 
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 24, "patch_size": 8}
@@ -149,21 +161,67 @@ def test_the_text_side_goes_on_when_it_is_asked_to(objective: str, side: str, tm
     stored = load_file(first / side / f"{side}.safetensors")
     more: dict[str, Any] = ONE_STEP | {"init": str(first), "learning_rate": 1e-12}
     for choice in ("fresh", "continue"):
-        result = pretrain(tiny(objective, tmp_path, init_text=choice, **more), tmp_path / choice)
+        result = pretrain(tiny(objective, tmp_path, init_heads=choice, **more), tmp_path / choice)
         found = load_file(result.model_folder / side / f"{side}.safetensors")
         alike = all(torch.allclose(found[name], value, atol=1e-6) for name, value in stored.items())
         assert alike is (choice == "continue")
         notes = " ".join(result.record["stages"][0]["notes"])
-        assert ("init_text: continue would go on with it" in notes) is (choice == "fresh")
-        assert (f"tokenizer and text side are those of {first / side}" in notes) is (choice == "continue")
-    longer = tiny(objective, tmp_path, init_text="continue", **more, pairs={"context_length": 13})
+        assert ("init_heads: continue would go on with it" in notes) is (choice == "fresh")
+        assert (f"goes on from {first / side}" in notes) is (choice == "continue")
+    longer = tiny(objective, tmp_path, init_heads="continue", **more, pairs={"context_length": 13})
     with pytest.raises(CheckpointError, match=r"misshaped \d+: "):
         pretrain(longer, tmp_path / "misfit")
     if objective == "contrastive":
         with pytest.raises(CheckpointError, match="was trained by contrastive, and here sigmoid would go on with it"):
-            pretrain(tiny("sigmoid", tmp_path, init_text="continue", **more), tmp_path / "other")
+            pretrain(tiny("sigmoid", tmp_path, init_heads="continue", **more), tmp_path / "other")
         with pytest.raises(CheckpointError, match=r"no caption_decoder/caption_decoder\.json"):
-            pretrain(tiny("captioning", tmp_path, init_text="continue", baseline=True, **more), tmp_path / "none")
+            pretrain(tiny("captioning", tmp_path, init_heads="continue", baseline=True, **more), tmp_path / "none")
+
+
+def test_the_heads_and_the_mask_token_of_a_teacher_go_on(tmp_path: Path) -> None:
+    first = pretrain(tiny("dinov2", tmp_path, phases=()), tmp_path / "first").model_folder
+    stored = load_dino_heads(first)
+    for choice in ("fresh", "continue"):
+        config = tiny("dinov2", tmp_path, **ONE_STEP | {"init": str(first), "init_heads": choice, "image_size": 32})
+        job = make_job(config)
+        for side in (job.model.student, job.model.teacher):
+            for own, kept in (
+                (side.dino_head.direction, stored.named_heads()["dino_head"].direction),
+                (side.ibot_head.direction, stored.named_heads()["ibot_head"].direction),
+                (side.trunk.mask_token, stored.mask_token),
+            ):
+                assert torch.equal(own, kept) is (choice == "continue")
+            assert side.trunk.encoder.spec.image_size == (32, 32)
+        notes = pretrain(config, tmp_path / choice).record["stages"][0]["notes"]
+        wanted = "is left aside; init_heads: continue would" if choice == "fresh" else "goes on from"
+        assert wanted in notes[1]
+    wider = config.dinov2.model_copy(update={"bottleneck": 12})
+    with pytest.raises(
+        CheckpointError, match=r"dino_heads: expected dino_head as the recipe says, .*'bottleneck': 12.*found .*: 8"
+    ):
+        pretrain(config.model_copy(update={"dinov2": wider}), tmp_path / "misfit")
+    bare = config.model_copy(update={"init": encoder_folder(tmp_path / "bare")})
+    with pytest.raises(CheckpointError, match=r"no dino_heads/dino_heads\.json in this folder"):
+        pretrain(bare, tmp_path / "none")
+
+
+def test_the_decoder_of_a_masked_autoencoder_goes_on(tmp_path: Path) -> None:
+    options = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = ViTMAEConfig(**WIDTHS, **options, decoder_intermediate_size=24, mask_ratio=0.5)
+    torch.manual_seed(5)
+    initialise_vit_mae(ViTMAEForPreTraining(config)).save_pretrained(tmp_path / "mae")
+    fields: dict[str, Any] = {"init": str(tmp_path / "mae"), "init_heads": "continue", "shape": {}, "image_size": 24}
+    config = tiny("masked_autoencoder", tmp_path, masked_autoencoder={}, **fields)
+    expected = load_autoencoder(tmp_path / "mae").state_dict()
+    mine = make_job(config).model.state_dict()
+    assert all(torch.equal(mine[name], value) for name, value in expected.items())
+    result = pretrain(config, tmp_path / "run")
+    assert load_encoder(str(result.model_folder))[0].spec.image_size == (32, 32)
+    with pytest.raises(UsageError, match="masked_autoencoder: the folder under init names mask and decoder itself"):
+        pretrain(tiny("masked_autoencoder", tmp_path, **fields), tmp_path / "section")
+    other = config.model_copy(update={"init": encoder_folder(tmp_path / "vit", "vit")})
+    with pytest.raises(CheckpointError, match="expected a vit_mae with its decoder, found a vit"):
+        pretrain(other, tmp_path / "other")
 
 
 def test_what_comes_from_a_baseline_stays_one(tmp_path: Path) -> None:
@@ -207,8 +265,9 @@ def test_what_is_no_encoder_to_train_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "fields", "message"),
     [
-        ("captioning", {"init_text": "continue"}, "init_text: continue needs init"),
-        ("dinov2", {"init_text": "continue", "init": "x"}, "init_text: continue needs init, and one of"),
+        ("captioning", {"init_heads": "continue"}, "init_heads: continue needs the folder of an encoder"),
+        ("dinov2", {"init_heads": "continue", "init": "llm:x"}, "init_heads: continue needs the folder of an encoder"),
+        ("distill", {"init_heads": "continue", "init": "x"}, "init_heads: distill keeps no heads"),
         ("dinov2", {"baseline": True}, "baseline: is about the encoder under init, and there is none"),
     ],
 )

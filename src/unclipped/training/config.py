@@ -20,8 +20,6 @@ from unclipped.objectives.pairs_config import PairsConfig
 Part = Literal["vision", "connector", "text"]
 Auxiliary = Literal["ctc"]
 Schedule = Literal["cosine", "linear", "constant"]
-WITH_TEXT = ("captioning", "contrastive", "sigmoid", "coca")
-"""Objectives with a text side of their own."""
 
 
 class OptimizerConfig(FrozenConfig):
@@ -235,9 +233,10 @@ class PretrainConfig(FrozenConfig):
     baseline: bool = False
     """init: allow an encoder that was trained by comparing images with text; what is trained from it stays a baseline.
     The objectives that are baselines themselves need no such word."""
-    init_text: Literal["fresh", "continue"] = "fresh"
-    """init, with captioning, contrastive, sigmoid, coca: `continue` goes on with the tokenizer and the text side or
-    caption decoder that the same objective saved in the folder; `fresh` trains new ones."""
+    init_heads: Literal["fresh", "continue"] = "fresh"
+    """init: what the objective adds to the encoder. `continue`: from what the same objective saved in the folder, the
+    tokenizer and text side (contrastive, sigmoid, coca) or caption decoder (captioning), the heads and mask token
+    (dinov2), the decoder of a ViTMAEForPreTraining (masked_autoencoder). `fresh`: new ones."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model, captioning, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
@@ -308,10 +307,10 @@ class PretrainConfig(FrozenConfig):
         if self.objective == "language_model" and (self.phases or self.init is not None):
             name = "phases" if self.phases else "init"
             raise ValueError(f"{name}: language_model trains no encoder; leave it out")
-        if self.init_text == "continue" and (self.init is None or self.objective not in WITH_TEXT):
-            raise ValueError(
-                f"init_text: continue needs init, and one of the objectives {', '.join(WITH_TEXT)}; leave it out"
-            )
+        if self.init_heads == "continue" and (self.init or "llm:").startswith("llm:"):
+            raise ValueError("init_heads: continue needs the folder of an encoder under init; leave it out")
+        if self.init_heads == "continue" and self.objective == "distill":
+            raise ValueError("init_heads: distill keeps no heads to continue with; leave it out")
         if self.baseline and self.init is None:
             raise ValueError("baseline: is about the encoder under init, and there is none; leave it out")
         sides = [self.image_size, *(phase.image_size for phase in self.phases)]

@@ -19,11 +19,12 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
-from unclipped.objectives.dino_side import DinoHeads, save_dino_heads
+from unclipped.objectives.dino_side import DINO_HEADS, DinoHeads, save_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.batches import Examples
 from unclipped.training.config import PhaseStage, PretrainConfig, StageConfig
+from unclipped.training.continued import goes_on, heads_notes, take_dino_heads
 from unclipped.training.device import world
 from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule
 from unclipped.training.resolution import Resolution
@@ -123,7 +124,10 @@ def dinov2_job(config: PretrainConfig) -> Job:
     rule = image_rule(config, trunk, side, first_images(mixture))
     torch.manual_seed(stage_seed(config.training, 0))  # heads are new tensors of the main stage
     objective: Any = DinoV2Objective(trunk, config.dinov2, steps=stages[0].schedule_length)
+    if goes_on(config):
+        take_dino_heads(config, objective)
     resolution = Resolution(config, rule, (trunk, objective.teacher.trunk))
+    resolution.notes += heads_notes(config, DINO_HEADS)
     for number, stage in enumerate(stages):
         where = f"phases.{number - 1}.local_size" if number else "dinov2.local_size"
         _check_local_size(trunk, _local_size(config, resolution, trunk, stage), where)

@@ -14,6 +14,7 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.objectives.distill import DistillObjective
 from unclipped.objectives.trunk import save_trunk
 from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.continued import heads_notes
 from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule
 from unclipped.training.image_pretraining import image_examples
 from unclipped.training.resolution import Resolution
@@ -42,6 +43,7 @@ def distill_job(config: PretrainConfig) -> Job:
     rule = image_rule(config, trunk, side, first_images(mixture))
     objective: Any = DistillObjective(trunk, teacher, config.distill, rule)
     resolution = Resolution(config, rule, (trunk,))
+    resolution.notes += heads_notes(config, None)
     for stage in reversed(config.stages()):  # raises now for what does not fit later; ends with the main stage
         objective.fit(resolution.rule_of(stage))
 

@@ -29,6 +29,7 @@ from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConf
 from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
 from unclipped.training.batches import Examples
 from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.continued import autoencoder, goes_on, heads_notes
 from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule, side_of
 from unclipped.training.resolution import Resolution
 from unclipped.training.stages import Job
@@ -199,7 +200,11 @@ def masked_autoencoder_job(config: PretrainConfig) -> Job:
     torch.manual_seed(config.training.seed)
     if config.init is not None:
         trunk, side = fresh_trunk(config)
-        model = _around(trunk, config.masked_autoencoder)
+        if goes_on(config):
+            model = autoencoder(config)
+            model.trunk = trunk  # the same weights, with what the recipe changes
+        else:
+            model = _around(trunk, config.masked_autoencoder)
     else:
         model = build_autoencoder(config.shape, config.image_size, config.masked_autoencoder)
         trunk, side = model.trunk, side_of(model.trunk, config.image_size)
@@ -210,6 +215,7 @@ def masked_autoencoder_job(config: PretrainConfig) -> Job:
     declared = declared_objective(trunk, "self_supervised")
     declare_objective(encoder_config, declared)  # whatever the family usually stands for
     resolution = Resolution(config, rule, (trunk,))
+    resolution.notes += heads_notes(config, None)
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> MaskedAutoencoderObjective:
         resolution.enter(stage)

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from unclipped.core.errors import CheckpointError, UsageError
+from unclipped.core.errors import UsageError
 from unclipped.data.config import DataConfig
 from unclipped.data.mixture import Mixture
 from unclipped.data.pairs import pair_of
 from unclipped.data.sample import ImagePart
-from unclipped.data.sources import expanded
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.images.rules import apply_rule
 from unclipped.objectives.base import Objective
 from unclipped.objectives.caption_tokens import CaptionTokens
-from unclipped.objectives.side_files import fill_side, read_side
+from unclipped.objectives.side_files import fill_side
 from unclipped.objectives.text_side import PAIR_OBJECTIVES, TEXT_SIDE, save_text_side
 from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.batches import Examples
 from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.continued import goes_on, heads_notes, text_side
 from unclipped.training.device import world
 from unclipped.training.fresh_trunk import MEASURED_IMAGES, declared_objective, fresh_trunk, image_rule
 from unclipped.training.resolution import Resolution
@@ -106,7 +105,7 @@ def pair_job(
     torch.manual_seed(config.training.seed)
     trunk, side = fresh_trunk(config)
     plain = Mixture(_unaugmented(data), config.training.seed)
-    continued = read_text(config, side_name) if config.init_text == "continue" else None
+    continued = text_side(config, side_name) if goes_on(config) else None
     if continued is None:
         captions_to_learn = (caption for _, caption in _pairs(plain, config.tokenizer.documents))
         tokenizer = train_tokenizer(config.tokenizer, captions_to_learn)
@@ -119,10 +118,7 @@ def pair_job(
         fill_side(model, continued.tensors, continued.folder)
     declare_objective(trunk.encoder.model.config, declared_objective(trunk, declared))
     resolution = Resolution(config, rule, (trunk,))
-    if continued is not None:
-        resolution.notes.append(f"tokenizer and text side are those of {continued.folder}")
-    elif config.init is not None and (kept := Path(expanded(config.init, "init")) / side_name).is_dir():
-        resolution.notes.append(f"{kept} is left aside; init_text: continue would go on with it")
+    resolution.notes += heads_notes(config, side_name)
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> Objective:
         resolution.enter(stage)
@@ -145,31 +141,6 @@ def pair_job(
         fit=resolution.enter,
         notes=resolution.notes,
     )
-
-
-@dataclass(frozen=True)
-class _Continued:
-    """What an encoder's folder holds of the same objective's text side."""
-
-    folder: Path
-    tensors: dict[str, Tensor]
-    tokenizer: Any
-
-
-def read_text(config: PretrainConfig, side_name: str) -> _Continued:
-    """The text side beside the encoder of `config.init`. Raises CheckpointError when there is none, or another's."""
-    assert config.init is not None
-    folder = Path(expanded(config.init, "init")) / side_name
-
-    def parse(fields: dict[str, Any]) -> str:
-        return fields.get("objective", "captioning")
-
-    found, tensors, tokenizer = read_side(folder, parse, what=f"a {side_name}", objectives=config.objective)
-    if found != config.objective:
-        raise CheckpointError(
-            f"{folder}: was trained by {found}, and here {config.objective} would go on with it; set init_text: fresh"
-        )
-    return _Continued(folder, tensors, tokenizer)
 
 
 def comparison_job(config: PretrainConfig) -> Job:

@@ -71,8 +71,6 @@ class Resolution:
         if self.config.init is not None:
             family = self.trunks[0].encoder.family
             self.notes.append(f"starts from the {family} {self.config.init}; {self._resized(self.main_side)}")
-            if self.config.init_text == "fresh":
-                self.notes.append("what the objective adds to the encoder (heads, decoder, text side) starts fresh")
 
     def _resized(self, side: int) -> str:
         """Bring all trunks to `side`, and say so."""
