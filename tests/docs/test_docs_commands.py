@@ -22,6 +22,7 @@ TWO_STAGES = [f"stages.{i}.{field}" for i in (0, 1) for field in ("steps=2", "wa
 ONE_STAGE = ["stages.0.steps=2", "stages.0.warmup_steps=0", "stages.0.batch_size=4", *SHORT]
 EVAL = ["bootstrap_samples=100"]
 PROBES = [*EVAL, "linear.steps=2", "knn.k=[1,2]"]
+FEW_IMAGES = [*PROBES, "data.train_limit=90", "data.test_limit=4"]
 FEW_TOKENS = ["--max-new-tokens", "2"]
 
 # Commands that are run, with what is appended to keep them short.
@@ -68,6 +69,13 @@ RUN: dict[str, list[str]] = {
     "unclipped eval-encoder my-vit --data my-photos --output runs/my-vit-probes": PROBES,
     "unclipped eval-encoder my-vit --data my-photos fine_tuning.steps=500 --output runs/my-vit-fine-tuned": [
         *PROBES, "fine_tuning.steps=2", "fine_tuning.learning_rates=[1e-3]",
+    ],
+    "unclipped eval-encoder my-vit --recipe probe-position --output runs/my-vit-position": FEW_IMAGES,
+    "unclipped eval-encoder my-vit --recipe probe-reading --output runs/my-vit-reading": FEW_IMAGES,
+    "unclipped eval-encoder my-vit --recipe imagenet data.source=my-imagenet --output runs/my-vit-imagenet": PROBES,
+    "unclipped eval-encoder my-clip --recipe imagenet-zero-shot data.source=my-imagenet --output runs/my-clip-imagenet": EVAL,
+    "unclipped eval-encoder my-vit --recipe ade20k segmentation.source=my-ade20k --output runs/my-vit-ade20k": [
+        *EVAL, "segmentation.steps=2",
     ],
     "unclipped eval-encoder llm:my-lm --data generated:shapes image_size=64 patch_size=16 --output runs/lm-probes": [
         *PROBES, "data.train_limit=20", "data.test_limit=4",
