@@ -29,7 +29,7 @@ from unclipped.training.config import PretrainConfig
 PACKAGE = ROOT / "src" / "unclipped"
 README = (ROOT / "README.md").read_text()
 OWN_DATA = (ROOT / "docs" / "bring-your-own-data.md").read_text()
-ENCODERS = (ROOT / "docs" / "encoder-evaluation.md").read_text()
+EVALUATION = (ROOT / "docs" / "encoder-evaluation.md").read_text()
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
@@ -93,7 +93,7 @@ def test_every_built_in_recipe_is_shown() -> None:
     assert small <= set(builtin_names())
     assert "`-gpu`" in OWN_DATA
     for name in small - {"quickstart-lm"}:
-        page = ENCODERS if read_recipe(name)["kind"] == "encoder_evaluation" else OWN_DATA
+        page = EVALUATION if read_recipe(name)["kind"] == "encoder_evaluation" else OWN_DATA
         assert re.search(rf"\b{name}\b", page), f"recipe {name}"
 
 
