@@ -16,11 +16,18 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.core
 
+# Packages that tests compare with, in a folder that nothing else imports from: beside torchvision, which both of them
+# depend on, transformers does not load on a CPU build of torch.
+$(VENV)/.oracles: tests/parity/oracles.txt $(VENV)/.dev
+	rm -rf $(VENV)/oracles
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/oracles -r tests/parity/oracles.txt
+	touch $@
+
 OUTPUT ?= quickstart
 quickstart: $(VENV)/.core
 	$(BIN)/unclipped quickstart --output $(OUTPUT)
 
-test: $(VENV)/.dev
+test: $(VENV)/.oracles
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev

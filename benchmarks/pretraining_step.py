@@ -1,14 +1,17 @@
 """Training images a second of our self-supervised objectives, against lightly's and against an encoder that sees all.
 
-A step is forward, backward and AdamW, on random images, in fp32, at equal shapes of encoder, decoder and heads. Sides:
+A step is forward, backward and AdamW, on random images, at equal shapes of encoder, decoder and heads; in fp32, or with
+bf16 autocast around every side's forward. With `--compile`, torch.compile of every transformer block, of ours or of
+all sides. Sides:
 
 - masked_autoencoder: `ours`; `lightly` (its masked ViT and MAE decoder over timm); `all tokens`, ours with the encoder
   over all patches and the same decoder, as where masked patches enter the encoder as tokens.
 - dinov2: `ours` with running centres; `lightly` (its masked ViT over timm, heads, DINO, iBOT and KoLeo losses).
 
-All sides run in turns in one process, the first one changing; reported are the median rate of each, and the median over
-rounds of the ratio to ours with the smallest and the largest. Lightly is for this comparison only: install it and timm
-in an environment of their own (`pip install lightly timm`); without them its side is left out, which is said.
+All sides run in turns in one process, the first one changing; reported are the median rate of each in images per second
+of CPU time, and the median over rounds of the ratio to ours with the smallest and the largest. Lightly is for this
+comparison only: install it and timm in an environment of their own (`pip install lightly timm`); without them its side
+is left out, which is said.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from unclipped.training.image_pretraining import build_autoencoder  # noqa: E402
 EXAMPLES = """examples:
   python benchmarks/pretraining_step.py --batch 32
   python benchmarks/pretraining_step.py --objective dinov2 --batch 4 --side 112
+  python benchmarks/pretraining_step.py --batch 16 --dtype bf16 --compile all --without "all tokens"
 """
 Step = Callable[[], Tensor]
 
@@ -63,6 +67,9 @@ class Sizes:
     local_crops: int = 8
     local_side: int = 48
     prototypes: int = 8192
+    dtype: str = "fp32"
+    compiled: tuple[str, ...] = ()
+    """Sides whose blocks are compiled."""
 
     @property
     def patches(self) -> int:
@@ -90,9 +97,11 @@ def our_autoencoder(sizes: Sizes, mask_ratio: float) -> Step:
     )
     objective = MaskedAutoencoderObjective(build_autoencoder(sizes.shape(), sizes.side, config))
     pixels = torch.randn(sizes.batch, 3, sizes.side, sizes.side)
-    return trained(
-        objective, lambda: objective(pixel_values=pixels, noise=torch.rand(len(pixels), sizes.patches))["loss"]
-    )
+
+    def loss() -> Tensor:
+        return objective(pixel_values=pixels, noise=torch.rand(len(pixels), sizes.patches))["loss"]
+
+    return trained("ours", objective, loss, sizes)
 
 
 def our_dinov2(sizes: Sizes) -> Step:
@@ -101,7 +110,7 @@ def our_dinov2(sizes: Sizes) -> Step:
     )
     objective = DinoV2Objective(build_trunk(sizes.shape(), image_size=sizes.side, maskable=True), config, steps=1000)
     batch = crops(sizes)
-    return trained(objective, lambda: objective(**batch)["loss"], after=objective.after_step)
+    return trained("ours", objective, lambda: objective(**batch)["loss"], sizes, after=objective.after_step)
 
 
 def crops(sizes: Sizes) -> dict[str, Tensor]:
@@ -156,7 +165,7 @@ def lightly_autoencoder(sizes: Sizes) -> Step:
         target = utils.get_at_index(utils.patchify(images, sizes.patch), hidden - 1)
         return F.mse_loss(predicted, utils.normalize_mean_var(target))
 
-    return trained(nn.ModuleList([encoder, decoder]), loss)
+    return trained("lightly", nn.ModuleList([encoder, decoder]), loss, sizes)
 
 
 def lightly_dinov2(sizes: Sizes) -> Step:
@@ -188,16 +197,28 @@ def lightly_dinov2(sizes: Sizes) -> Step:
         total = total + ibot(patches, student["ibot"](own[:, 1:][mask]), mask.unflatten(1, (grid, grid)))
         return total + 0.1 * sum(koleo(view) for view in own[:, 0].chunk(2))
 
-    return trained(student, loss, after=lambda: utils.update_momentum(student, teacher, m=0.994))
+    both = nn.ModuleList([student, teacher])
+    return trained("lightly", both, loss, sizes, after=lambda: utils.update_momentum(student, teacher, m=0.994))
 
 
-def trained(module: nn.Module, loss: Step, after: Callable[[], None] = lambda: None) -> Step:
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Transformer blocks: the members of every list of alike modules that hold a layer norm."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
+    alike = [part for part in lists if len({type(block) for block in part}) == 1]
+    return [block for part in alike for block in part if any(isinstance(m, nn.LayerNorm) for m in block.children())]
+
+
+def trained(side: str, module: nn.Module, loss: Step, sizes: Sizes, after: Callable[[], None] = lambda: None) -> Step:
     """A step of training: forward, backward, AdamW (fused, on every side), and what follows the step."""
+    if side in sizes.compiled:
+        for block in blocks_of(module):
+            block.compile(dynamic=False)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, betas=(0.9, 0.95), fused=True)
 
     def step() -> Tensor:
-        value = loss()
+        with torch.autocast("cpu", torch.bfloat16, enabled=sizes.dtype == "bf16"):
+            value = loss()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -217,9 +238,9 @@ def compare(sides: dict[str, Step], batch: int, repeats: int) -> None:
     for turn in range(repeats):
         order = list(sides.items())
         for name, step in order[turn % len(order) :] + order[: turn % len(order)]:
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     first, *others = sides
     for name, values in seconds.items():
         rates = [batch / value for value in values]
@@ -238,19 +259,26 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224, help="side of an image or global crop in pixels (default 224)")
     parser.add_argument("--decoder", type=int, nargs=2, default=(192, 2), metavar=("WIDTH", "BLOCKS"))
     parser.add_argument("--repeats", type=int, default=9, help="rounds (default 9)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast, on every side")
+    parser.add_argument("--compile", choices=("none", "ours", "all"), default="none", help="of transformer blocks")
+    parser.add_argument("--without", nargs="*", default=(), choices=("lightly", "all tokens"), help="sides left out")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     width, blocks = given.decoder
-    sizes = Sizes(batch=given.batch, side=given.side, decoder_width=width, decoder_blocks=blocks)
+    compiled = {"none": (), "ours": ("ours",), "all": ("ours", "lightly")}[given.compile]
+    sizes = Sizes(
+        batch=given.batch, side=given.side, decoder_width=width, decoder_blocks=blocks, dtype=given.dtype,
+        compiled=compiled,
+    )  # fmt: skip
     is_mae = given.objective == "masked_autoencoder"
     sides = {"ours": our_autoencoder(sizes, 0.75) if is_mae else our_dinov2(sizes)}
-    if HAS_LIGHTLY:
+    if HAS_LIGHTLY and "lightly" not in given.without:
         sides["lightly"] = lightly_autoencoder(sizes) if is_mae else lightly_dinov2(sizes)
-    else:
+    elif not HAS_LIGHTLY:
         print("lightly and timm are not installed: their side is left out")
-    if is_mae:
+    if is_mae and "all tokens" not in given.without:
         sides["all tokens"] = our_autoencoder(sizes, 0.0)
     print(f"{given.objective}, torch {torch.__version__}, {given.threads} thread(s), {sizes}")
     compare(sides, sizes.batch, given.repeats)

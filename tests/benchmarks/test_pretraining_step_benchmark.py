@@ -26,12 +26,13 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("side", ["masked", "all tokens", "dinov2"])
-def test_a_step_trains(benchmark: ModuleType, side: str) -> None:
+def test_a_step_trains(benchmark: ModuleType, side: str, dtype: str) -> None:
     torch.manual_seed(0)
     sizes = benchmark.Sizes(
         batch=2, side=32, patch=8, width=32, layers=1, heads=2, decoder_width=16, local_crops=2, local_side=16,
-        prototypes=16,
+        prototypes=16, dtype=dtype,
     )  # fmt: skip
     make = {
         "masked": lambda: benchmark.our_autoencoder(sizes, 0.75),
@@ -41,6 +42,19 @@ def test_a_step_trains(benchmark: ModuleType, side: str) -> None:
     step = make()
     losses = [step().item() for _ in range(40)]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_blocks_are_those_of_encoder_and_decoder(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
+    sizes = benchmark.Sizes(
+        batch=1, side=32, patch=8, width=32, layers=3, heads=2, decoder_width=16, compiled=("ours",)
+    )  # fmt: skip
+    benchmark.our_autoencoder(sizes, 0.75)
+    assert compiled == 3 * ["ViTLayer"] + 2 * ["DecoderBlock"]
+    compiled.clear()
+    benchmark.our_dinov2(sizes)
+    assert compiled == 6 * ["ViTLayer"]
 
 
 def test_sides_run_in_turns(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

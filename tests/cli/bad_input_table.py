@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from bad_input_support import Place
 
+from support.original_vit import OriginalVit
+
 PNG = b"\x89PNG\r\n\x1a\n"
 ASK = ("-q", "what?", "--max-new-tokens", "2", "--device", "cpu")
 
@@ -88,6 +90,17 @@ def assemble(vision: Callable[[Place], Any], text: Callable[[Place], Any], *more
     return lambda place: ["assemble", "--vision", vision(place), "--text", text(place), "--output", "out", *more]
 
 
+def encoder(**fields: Any) -> Callable[[Place], list[Any]]:
+    """Pretraining of a tiny encoder on generated images."""
+    given = {
+        "objective": "dinov2",
+        "shape": {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "dinov2": {"prototypes": 8, "head_hidden": 16, "bottleneck": 8, "local_crops": 1, "local_size": 16},
+        "image_size": 32,
+    }
+    return lambda place: ["pretrain", place.pretraining("generated:shapes", **(given | fields)), "--output", "out"]
+
+
 def the(name: str) -> Callable[[Place], Any]:
     """A folder of the tiny models by name."""
     return lambda place: getattr(place.models, name)
@@ -118,6 +131,31 @@ def cut_weights(place: Place, model: str) -> str:
     return place.file_of(model, "model.safetensors", whole[: len(whole) // 2], name="cut")
 
 
+def original(
+    change: Callable[[dict[str, Any]], Any] = lambda tensors: None, *more: str
+) -> Callable[[Place], list[Any]]:
+    """An import of a tiny encoder's weights under original names, changed."""
+
+    def arguments(place: Place) -> list[Any]:
+        tensors: dict[str, Any] = OriginalVit().tensors()
+        change(tensors)
+        torch.save(tensors, place.folder / "weights.pth")
+        return ["import-encoder", "weights.pth", "--attention-heads", "3", *more, "--output", "out"]
+
+    return arguments
+
+
+def import_file(content: bytes) -> Callable[[Place], list[Any]]:
+    return lambda p: ["import-encoder", p.write("weights.pth", content), "--output", "out"]
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return print, ("harmed",)
+
+
 def occupied(arguments: Callable[[Place], list[Any]]) -> Callable[[Place], list[Any]]:
     """The folder `out` holds a run already."""
 
@@ -138,6 +176,39 @@ def a_file_as_output(arguments: Callable[[Place], list[Any]]) -> Callable[[Place
 
 def override(*overrides: str) -> Callable[[Place], list[Any]]:
     return lambda place: ["train", place.recipe(), *overrides, "--output", "out"]
+
+
+def photographs(place: Place) -> str:
+    for split in ("train", "test"):
+        for number in range(8):
+            place.image(f"photos/{split}/{'ab'[number % 2]}/{number}.png", 16 + number, 16 + len(split))
+    return "photos"
+
+
+def probe(*arguments: str, source: Callable[[Place], str] = photographs) -> Callable[[Place], list[Any]]:
+    return lambda p: ["eval-encoder", p.models.vision, "--data", source(p), *arguments, "--output", "out"]
+
+
+def ade20k(prepare: Callable[[Place], Any]) -> Callable[[Place], list[Any]]:
+    """An evaluation on a tiny ADEChallengeData2016 that `prepare` has spoilt."""
+
+    def arguments(place: Place) -> list[Any]:
+        for split in ("training", "validation"):
+            for name in ("one", "two"):
+                place.image(f"ade/images/{split}/{name}.jpg", 12, 20)
+                mask(place, f"{split}/{name}", 12, 20, 1)
+        prepare(place)
+        return ["eval-encoder", place.models.vision, "--segmentation", "ade", "--output", "out"]
+
+    return arguments
+
+
+def mask(place: Place, name: str, height: int, width: int, value: int) -> None:
+    from PIL import Image
+
+    path = place.folder / "ade" / "annotations" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (width, height), value).save(path)
 
 
 QKV = "layers.0.self_attn.q_proj.weight"
@@ -231,6 +302,78 @@ ROWS: dict[str, Row] = {
         1,
         ("image",),
     ),
+    "pretrain phases of a language model": Row(
+        lambda p: ["pretrain", p.pretraining("a.txt", phases=[{"image_size": 64, "steps": 1}]), "--output", "out"],
+        2,
+        ("phases", "language_model trains no encoder"),
+    ),
+    "phase that is no larger": Row(encoder(phases=[{"image_size": 32, "steps": 1}]), 2, ("phases.0.image_size", "32")),
+    "phase that patches do not fill": Row(
+        encoder(phases=[{"image_size": 36, "steps": 1}]), 2, ("phases.0.image_size", "36 px", "8×8")
+    ),
+    "phase field unknown": Row(
+        encoder(phases=[{"image_sise": 64, "steps": 1}]), 2, ("phases.0.image_sise", "did you mean 'image_size'")
+    ),
+    "init missing": Row(encoder(shape={}, init="no/where/at/all"), 1, ("init: no/where/at/all", "no such folder")),
+    "init is no encoder": Row(lambda p: encoder(shape={}, init=str(p.models.text))(p), 1, ("init", "llm:")),
+    "init with a shape": Row(
+        lambda p: encoder(init=str(p.models.vision))(p), 2, ("shape.hidden_size", "has its shape already")
+    ),
+    "init is a baseline": Row(
+        lambda p: encoder(shape={}, init=str(p.models.clip))(p),
+        2,
+        ("init", "comparing images with text", "`baseline: true` beside init"),
+    ),
+    # encoders: labels, masks, fine-tuning
+    "mask missing": Row(
+        ade20k(lambda p: (p.folder / "ade/annotations/validation/two.png").unlink()),
+        1,
+        ("validation/two.jpg", "no mask", "two.png", "add it or remove the image"),
+    ),
+    "mask of another size": Row(
+        ade20k(lambda p: mask(p, "training/one", 6, 10, 1)), 1, ("one.png: 6x10 px", "one.jpg has 12x20", "one size")
+    ),
+    "mask value above the classes": Row(
+        ade20k(lambda p: mask(p, "validation/one", 12, 20, 151)), 1, ("one.png: value 151", "1 to 150", "correct")
+    ),
+    "masks in no known layout": Row(
+        lambda p: ["eval-encoder", p.models.vision, "--segmentation", p.data(), "--output", "out"],
+        1,
+        ("segmentation data", "<split>/images", "annotations/training", "found good.png", "check source"),
+    ),
+    "label that class folders do not have": Row(
+        probe("data.label=position"), 2, ("data.label: position", "photos", "by their folder", "leave it out")
+    ),
+    "label of another generated task": Row(
+        probe("data.label=figure", source=lambda p: "generated:characters"), 2, ("figure", "generated:shapes", "answer")
+    ),
+    "fine-tuning without labels": Row(
+        lambda p: [*probe()(p)[:2], "--segmentation", "generated:shapes", "fine_tuning.steps=2", "--output", "out"],
+        2,
+        ("fine_tuning", "data, which is missing"),
+    ),
+    "fine-tuning at a rate of nothing": Row(
+        probe("fine_tuning.learning_rates=[0]"), 2, ("'fine_tuning.learning_rates.0'", "greater than 0")
+    ),
+    "evaluation recipe of another command": Row(
+        probe("--recipe", "nlvr"), 2, ("recipe nlvr", "kind 'train'", "unclipped train nlvr")
+    ),
+    "evaluation recipe given to train": Row(
+        lambda p: ["train", "imagenet", "--output", "out"], 2, ("encoder_evaluation", "eval-encoder ENCODER --recipe")
+    ),
+    "data path of a recipe not set": Row(
+        lambda p: [
+            "eval-encoder",
+            p.models.vision,
+            "--recipe",
+            "probe-category",
+            "data.source=$NO_SUCH/x",
+            "--output",
+            "out",
+        ],
+        2,
+        ("$NO_SUCH/x", "NO_SUCH is not set"),
+    ),
     # recipes and arguments
     "recipe missing": Row(lambda p: ["train", "my.yaml", "--output", "out"], 2, ("my.yaml", "no such file")),
     "recipe name unknown": Row(lambda p: ["train", "quikstart", "--output", "out"], 2, ("did you mean 'quickstart'",)),
@@ -286,6 +429,31 @@ ROWS: dict[str, Row] = {
         lambda p: [*COMMANDS["pretrain"](p)[:2], "shape.num_key_value_heads=3", "--output", "out"],
         2,
         ("shape", "qwen3"),
+    ),
+    "layer decay without an encoder": Row(
+        lambda p: [*COMMANDS["pretrain"](p)[:2], "training.optimizer.layer_decay=0.9", "--output", "out"],
+        2,
+        ("layer_decay", "vision encoder", "leave them out"),
+    ),
+    "clipping by module without a norm": Row(
+        lambda p: [*COMMANDS["pretrain"](p)[:2], "clip_per_module=true", "clip_norm=null", "--output", "out"],
+        2,
+        ("clip_per_module", "clip_norm", "give one"),
+    ),
+    "a final decay beside one for each part": Row(
+        lambda p: [
+            *COMMANDS["pretrain"](p)[:2],
+            "training.optimizer={weight_decay: {text: 0.1}, final_weight_decay: 0.2}",
+            "--output",
+            "out",
+        ],
+        2,
+        ("final_weight_decay", "one number"),
+    ),
+    "a final rate above the first": Row(
+        lambda p: [*COMMANDS["pretrain"](p)[:2], "final_learning_rate=9", "--output", "out"],
+        2,
+        ("final_learning_rate", "found 9"),
     ),
     "tokenizer missing": Row(
         lambda p: [*COMMANDS["pretrain"](p)[:2], "tokenizer.source=no/where", "--output", "out"],
@@ -382,6 +550,64 @@ ROWS: dict[str, Row] = {
     "model tensor extra": Row(lambda p: ["chat", broken("vlm", extra)(p), *ASK], 1, ("unexpected 1: surplus",)),
     "model tensor misshaped": Row(
         lambda p: ["chat", broken("vlm", misshaped(f"model.language_model.{QKV}"))(p), *ASK], 1, ("misshaped 1", QKV)
+    ),
+    # weights of other code
+    "import, file missing": Row(
+        lambda p: ["import-encoder", "no.pth", "--output", "out"], 1, ("no.pth: no such file",)
+    ),
+    "import, a folder": Row(
+        lambda p: ["import-encoder", p.data(), "--output", "out"], 1, ("data: is a folder", "needs no import")
+    ),
+    "import, no weights": Row(
+        import_file(b"hello, this is text"), 1, ("weights.pth: cannot be read as weights", ".pth")
+    ),
+    "import, an empty file": Row(import_file(b""), 1, ("weights.pth: cannot be read as weights", "copy it again")),
+    "import, code in the file": Row(
+        original(lambda tensors: tensors.update(more=Command())),
+        1,
+        ("asks to run", "print", "refused", "tensors alone"),
+    ),
+    "import, tensor missing": Row(original(without("norm.bias")), 1, ("weights.pth", "missing 1: norm.bias", "whole")),
+    "import, tensor extra": Row(original(extra), 1, ("unexpected 1: surplus.weight", "--leave-out NAME")),
+    "import, tensor misshaped": Row(original(misshaped("norm.bias")), 1, ("misshaped 1", "(3, 5)", "(24,)")),
+    "import, of something else": Row(
+        original(lambda tensors: tensors.pop("pos_embed")), 1, ("no vision transformer", "pos_embed", "blocks.0")
+    ),
+    "import, wrong number of heads": Row(
+        original(lambda tensors: None, "--attention-heads", "7"), 2, ("--attention-heads 7", "width 24")
+    ),
+    "import, no number of heads": Row(
+        lambda p: [*original()(p)[:2], "--output", "out"], 2, ("width 24", "give --attention-heads")
+    ),
+    "import, no heads at all": Row(
+        original(lambda t: None, "--attention-heads", "0"), 2, ("attention_heads", "found 0")
+    ),
+    "import, no such side": Row(original(lambda t: None, "--weights", "student"), 1, ("no student", "--weights out")),
+    "import, unknown side": Row(
+        original(lambda t: None, "--weights", "tacher"), 2, ("weights", "'teacher' or 'student'")
+    ),
+    "import, no decoder": Row(original(lambda t: None, "--decoder"), 2, ("no decoder", "leave --decoder out")),
+    "import, heads of a decoder left out": Row(
+        original(lambda t: None, "--decoder-heads", "2"), 2, ("decoder_heads", "only with decoder")
+    ),
+    "import, mean alone": Row(original(lambda t: None, "--mean", "0.5"), 2, ("mean and std", "both or neither")),
+    "import, mean of a wrong type": Row(
+        original(lambda t: None, "--mean", "0.5,x", "--std", "0.5,1"), 2, ("'mean.1'", "(found 'x')")
+    ),
+    "import, means of too few channels": Row(
+        original(lambda t: None, "--mean", "0.4,0.5", "--std", "0.5,1"), 2, ("weights.pth", "mean needs 3 numbers")
+    ),
+    "import, unknown objective": Row(
+        original(lambda t: None, "--objective", "dino"), 2, ("objective", "self_supervised")
+    ),
+    "import, a classifier": Row(
+        original(lambda t: t.update({"head.weight": torch.zeros(2, 24)})), 2, ("classifier", "--objective supervised")
+    ),
+    "import, heads elsewhere missing": Row(
+        original(lambda t: None, "--dino-heads", "no.pth"), 1, ("no.pth: no such file",)
+    ),
+    "import, no heads elsewhere": Row(
+        original(lambda t: None, "--dino-heads", "weights.pth"), 1, ("weights.pth: holds no DINO heads", "leave it out")
     ),
 }
 
@@ -484,6 +710,7 @@ COMMANDS: dict[str, Callable[[Place], list[Any]]] = {
     "quickstart": lambda p: ["quickstart", "--output", "out"],
     "eval": evaluate(),
     "data stats": stats(),
+    "import-encoder": original(),
 }
 for _command, _arguments in COMMANDS.items():
     ROWS |= {

@@ -128,7 +128,7 @@ def test_questions_win_unless_captions_are_asked_for(tmp_path: Path) -> None:
             ("note", "pic"),
             {},
             DataError,
-            "no image with a caption, among pic, note; .*{image: COLUMN, caption: COLUMN}",
+            "no image with a caption or label, among pic, note; .*{image: COLUMN, caption: COLUMN}",
         ),
         (("caption", "pic"), {"caption": "caption"}, UsageError, "a caption needs an image"),
         (

@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from docs_pages import PAGES, blocks
+from PIL import Image
 
+from support.original_vit import Draw, OriginalVit
 from support.tiny_models import tiny_encoder, tiny_image, tiny_lm, tiny_tokenizer, tiny_vlm
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
@@ -43,6 +46,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             photo = folder / "my-photos" / split / ("cats" if number % 2 else "dogs") / f"{number}.png"
             photo.parent.mkdir(parents=True, exist_ok=True)
             tiny_image(32, 48, offset=8 * number + len(split)).save(photo)
+    for split in ("train", "val"):
+        for number in range(8):
+            photo = folder / "my-imagenet" / split / ("n02123045" if number % 2 else "n02084071") / f"{number}.JPEG"
+            photo.parent.mkdir(parents=True, exist_ok=True)
+            tiny_image(32, 48, offset=8 * number + len(split)).save(photo)
+    lines = "n02084071 dog, domestic dog\nn02123045 tabby, tabby cat\n"
+    (folder / "my-imagenet" / "LOC_synset_mapping.txt").write_text(lines)
+    for split in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (folder / "my-ade20k" / kind / split).mkdir(parents=True)
+        for number in range(3):
+            tiny_image(16, 24, offset=number).save(folder / "my-ade20k" / "images" / split / f"{number}.jpg")
+            mask = Image.new("L", (24, 16), number)
+            mask.paste(150, (0, 0, 12, 8))
+            mask.save(folder / "my-ade20k" / "annotations" / split / f"{number}.png")
     captions = [
         {"id": split, "image": f"{split}/dogs/0.png", "question": "", "answer": f"a {split} dog"}
         for split in ("train", "test")
@@ -52,6 +70,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-captions" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
     tiny_clip(folder / "my-clip")
     tiny_lm(folder / "my-lm")
+    teacher_weights(folder / "my-weights.pth")
     tiny_encoder(folder / "my-vit", image_size=16, patch_size=8)
     tiny_vlm(folder / "quickstart", output=folder / "quickstart" / "model")
     shutil.move(folder / "quickstart" / "text", folder / "quickstart" / "language-model" / "model")
@@ -79,6 +98,15 @@ def tiny_clip(folder: Path) -> None:
     save_trunk(trunk, folder, rule)
     model = ContrastiveObjective.build(trunk, tokenizer, pairs).model
     save_text_side(folder, model, tokenizer, rule, objective="contrastive", pairs=pairs)
+
+
+def teacher_weights(path: Path) -> None:
+    """A DINOv2 teacher with its heads, as a training of the original code leaves it."""
+    sizes = OriginalVit(heads=4, is_gated=True, chunks=2)
+    teacher = {f"backbone.{name}": value for name, value in sizes.tensors().items()}
+    for number, head in enumerate(("dino_head", "ibot_head")):
+        teacher |= {f"{head}.{name}": value for name, value in Draw(number).head(sizes.width, 16, 8, 12).items()}
+    torch.save({"teacher": teacher}, path)
 
 
 def images_in(row: dict) -> list[str]:

@@ -22,6 +22,7 @@ TWO_STAGES = [f"stages.{i}.{field}" for i in (0, 1) for field in ("steps=2", "wa
 ONE_STAGE = ["stages.0.steps=2", "stages.0.warmup_steps=0", "stages.0.batch_size=4", *SHORT]
 EVAL = ["bootstrap_samples=100"]
 PROBES = [*EVAL, "linear.steps=2", "knn.k=[1,2]"]
+FEW_IMAGES = [*PROBES, "data.train_limit=90", "data.test_limit=4"]
 FEW_TOKENS = ["--max-new-tokens", "2"]
 
 # Commands that are run, with what is appended to keep them short.
@@ -43,6 +44,10 @@ RUN: dict[str, list[str]] = {
         "steps=2", "warmup_steps=0", "batch_size=2", "block_length=16", "tokenizer.vocabulary_size=300",
         "shape.hidden_size=32", "shape.intermediate_size=64", "shape.head_dim=8", "training.threads=1",
     ],
+    "unclipped pretrain my-phases.yaml --output runs/my-phases": [
+        "steps=2", "warmup_steps=0", "batch_size=2", "phases.0.steps=1", "dinov2.prototypes=16", "dinov2.head_hidden=16",
+        "training.threads=1",
+    ],
     "unclipped eval runs/meters/model --data my-folder --split val --blind --output runs/meters-eval": [
         *EVAL, *FEW_TOKENS,
     ],
@@ -60,7 +65,18 @@ RUN: dict[str, list[str]] = {
     '--sparse "global_text + sink(128) + topk(16)"': FEW_TOKENS,
     'unclipped eval quickstart/model --data generated:characters --limit 20 --sparse "sink(128) + window(512)" '
     "--output runs/sparse-eval": [*EVAL, *FEW_TOKENS, "--limit", "4"],
+    "unclipped import-encoder my-weights.pth --attention-heads 4 --output my-imported-vit": [],
     "unclipped eval-encoder my-vit --data my-photos --output runs/my-vit-probes": PROBES,
+    "unclipped eval-encoder my-vit --data my-photos fine_tuning.steps=500 --output runs/my-vit-fine-tuned": [
+        *PROBES, "fine_tuning.steps=2", "fine_tuning.learning_rates=[1e-3]",
+    ],
+    "unclipped eval-encoder my-vit --recipe probe-position --output runs/my-vit-position": FEW_IMAGES,
+    "unclipped eval-encoder my-vit --recipe probe-reading --output runs/my-vit-reading": FEW_IMAGES,
+    "unclipped eval-encoder my-vit --recipe imagenet data.source=my-imagenet --output runs/my-vit-imagenet": PROBES,
+    "unclipped eval-encoder my-clip --recipe imagenet-zero-shot data.source=my-imagenet --output runs/my-clip-imagenet": EVAL,
+    "unclipped eval-encoder my-vit --recipe ade20k segmentation.source=my-ade20k --output runs/my-vit-ade20k": [
+        *EVAL, "segmentation.steps=2",
+    ],
     "unclipped eval-encoder llm:my-lm --data generated:shapes image_size=64 patch_size=16 --output runs/lm-probes": [
         *PROBES, "data.train_limit=20", "data.test_limit=4",
     ],
@@ -90,6 +106,8 @@ HUB = {
 
 # Not run; options and recipe are checked.
 REAL = "needs the real data and minutes"
+CLUSTER = "needs GPUs, billions of images and weeks: tests/recipes/test_web_recipes.py compares it with its table"
+TWO_ENCODERS = "two processes: tests/training/test_pretraining_distributed.py trains under torchrun"
 TWO = "two processes: tests/training/test_training_distributed.py trains under torchrun"
 CHECKED = {
     "unclipped pretrain real-lm --output runs/real-lm": REAL,
@@ -103,6 +121,9 @@ CHECKED = {
     "unclipped compare-objectives clothing-objectives --output runs/objectives": REAL,
     "unclipped pretrain real-lm-gpu --output runs/real-lm-gpu": REAL,
     "unclipped train nlvr-gpu --output runs/nlvr-gpu": REAL,
+    "torchrun --nproc-per-node 8 -m unclipped pretrain webdino-1b data.sources.0.source=my-images --output runs/webdino-1b": CLUSTER,
+    "torchrun --nproc-per-node 8 -m unclipped pretrain webmae-1b data.sources.0.source=my-images --output runs/webmae-1b": CLUSTER,
+    "torchrun --nproc-per-node 2 -m unclipped pretrain clothing-dino training.parallel=fsdp2 --output runs/clothing-dino-fsdp2": TWO_ENCODERS,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml --output runs/meters-ddp": TWO,
     "torchrun --nproc-per-node 2 -m unclipped train my-recipe.yaml training.parallel=fsdp2 --output runs/meters-fsdp2": TWO,
 }

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from support.gradients import has_true_gradients
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import UsageError
 from unclipped.objectives.base import OBJECTIVES
@@ -126,28 +127,16 @@ def test_the_masks_are_those_of_a_loop_over_places(rows: list[tuple[int, bool]])
                 assert bool(hidden[row, place, other]) == is_hidden
 
 
-def test_gradients_of_a_tiny_decoder() -> None:
-    own, rows = objective(), batch(captions=["blue", "red circle"], parallel=[True, False])
-    names = ["mask_token", "positions.weight", "image_projection.weight", "decoder.blocks.0.self_attn.in_proj_weight"]
-    values = [own.model.get_parameter(name).detach().clone().requires_grad_() for name in names]
-    patches = own.model.trunk(rows["pixel_values"]).patches.detach().requires_grad_()
-    rest = (rows["input_ids"], rows["attention_mask"], rows["parallel"])
+def test_in_float32_the_loss_differs_by_rounding() -> None:
+    own, rows = objective(), batch()
+    exact = float(own(**rows)["loss"].detach())
+    found = own.float()(**rows | {"pixel_values": rows["pixel_values"].float()})["loss"]
+    assert found.item() == pytest.approx(exact, abs=1e-5)
 
-    class Decode(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = own.model
 
-        def forward(self, seen: torch.Tensor) -> torch.Tensor:
-            return self.model.decode(seen, *rest).log_softmax(dim=-1)[rows["attention_mask"] > 0][:, :4]
-
-    decode = Decode()
-
-    def scores(seen: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-        parameters = {f"model.{name}": value for name, value in zip(names, given, strict=True)}
-        return torch.func.functional_call(decode, parameters, (seen,))
-
-    assert torch.autograd.gradcheck(scores, (patches, *values), fast_mode=True)
+@pytest.mark.parametrize("parallel", [[False] * 4, [True] * 4, MIXED], ids=["autoregressive", "parallel", "mixed"])
+def test_gradients_of_the_loss(parallel: list[bool]) -> None:
+    assert has_true_gradients(objective(), batch(parallel))
 
 
 def scores_of(own: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from support.gradients import has_true_gradients
 from support.tiny_models import tiny_tokenizer
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.coca import CoCa, CoCaObjective
@@ -126,6 +127,17 @@ def test_features_and_losses_equal_numpy() -> None:
     assert float(output["parts"]["contrastive"]) == pytest.approx(contrastive, rel=1e-6)
     assert float(output["parts"]["caption"]) == pytest.approx(caption, rel=1e-8)
     assert float(output["loss"].detach()) == pytest.approx(0.7 * contrastive + 1.6 * caption, rel=1e-6)
+
+
+def test_in_float32_the_loss_differs_by_rounding() -> None:
+    own, given = objective(), batch()
+    exact = float(own(**given)["loss"].detach())
+    found = own.float()(**given | {"pixel_values": given["pixel_values"].float()})["loss"]
+    assert found.item() == pytest.approx(exact, abs=1e-5)
+
+
+def test_gradients_of_the_loss() -> None:
+    assert has_true_gradients(objective(), batch())
 
 
 def scores_of(model: CoCa, given: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -170,3 +170,38 @@ def test_two_processes_share_sinkhorn_and_centre_but_not_koleos_neighbours(tmp_p
         torch.testing.assert_close(found["centre"], 0.1 * scores.mean(dim=0))
     assert float(first["koleo"]) == pytest.approx(float(koleo_loss(scores[:7])))
     assert float(second["koleo"]) == pytest.approx(float(koleo_loss(scores[7:])))
+
+
+def sinkhorn_and_koleo(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """The loss of two global views, (2, B, K) of teacher and student, with KoLeo on the student's."""
+    views, images, prototypes = teacher.shape
+    targets = sinkhorn(teacher.reshape(-1, prototypes), 0.05).view(views, images, prototypes)
+    koleo = torch.stack([koleo_loss(view) for view in student]).sum()
+    return dino_loss(targets, student, student[:0], 0.1) + 0.1 * koleo
+
+
+def _loss_process(rank: int, folder: str, teacher: torch.Tensor, student: torch.Tensor) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    own = student.chunk(2, dim=1)[rank].clone().requires_grad_()
+    loss = sinkhorn_and_koleo(teacher.chunk(2, dim=1)[rank], own)
+    loss.backward()
+    torch.save([loss.detach(), own.grad], f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_gradients_of_one_on_the_joined_batch(tmp_path: Path) -> None:
+    """Sinkhorn's targets are those of all samples; KoLeo is the mean over processes of its value on their own."""
+    teacher = torch.tensor(RANDOM.uniform(-1, 1, size=(2, 8, 6)))
+    student = torch.tensor(RANDOM.uniform(-1, 1, size=(2, 8, 6)), requires_grad=True)
+    mp.start_processes(_loss_process, args=(str(tmp_path), teacher, student.detach()), nprocs=2, start_method="fork")
+    (one, first), (other, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    targets = sinkhorn(teacher.flatten(0, 1), 0.05).unflatten(0, (2, 8))
+    apart = [koleo_loss(view) for half in student.chunk(2, dim=1) for view in half]
+    expected = dino_loss(targets, student, student[:0], 0.1) + 0.1 * torch.stack(apart).sum() / 2
+    torch.testing.assert_close((one + other) / 2, expected.detach())
+    (gradient,) = torch.autograd.grad(expected, student)
+    torch.testing.assert_close(torch.cat([first, second], dim=1) / 2, gradient)
+    joined = torch.stack([koleo_loss(view) for view in student]).sum()
+    assert abs(float(joined.detach()) - float(torch.stack(apart).sum().detach()) / 2) > 0.01  # the rule matters here

@@ -13,6 +13,7 @@ from unclipped.objectives.dino_losses import dino_loss, ibot_loss, koleo_loss, s
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.objectives.trunk import build_trunk
+from unclipped.training.measure import count_flops, estimate_flops
 
 VIT: dict[str, Any] = {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLM: dict[str, Any] = {
@@ -101,6 +102,38 @@ def test_after_step_moves_the_teacher_by_the_cosine_of_momenta() -> None:
     assert all(torch.equal(a, b) for a, b in zip(own.teacher.parameters(), before, strict=True))
 
 
+def test_heads_may_have_bottlenecks_of_their_own() -> None:
+    student = objective(ibot_bottleneck=6).student
+    assert student.ibot_head is not None
+    assert (student.dino_head.direction.shape[1], student.ibot_head.direction.shape[1]) == (8, 6)
+
+
+def test_paths_are_dropped_uniformly_in_the_student_alone() -> None:
+    """Every block drops an image's path with the configured probability, in training only."""
+    own = objective("dinov2")
+    paths = [module for module in own.modules() if type(module).__name__ == "Dinov2DropPath"]
+    assert len(paths) == 2 * VIT["num_hidden_layers"]  # one in each block of student and teacher
+    x = torch.ones(4000, 2, 3)
+    torch.manual_seed(0)
+    dropped = [(path.training, float((path(x) == 0).all(dim=(1, 2)).double().mean())) for path in paths]
+    of_student = [share for is_training, share in dropped if is_training]
+    of_teacher = [share for is_training, share in dropped if not is_training]
+    assert of_student
+    assert all(0.46 < share < 0.54 for share in of_student)  # 0.5, five standard deviations
+    assert of_teacher == [0.0] * len(of_student)
+
+
+def test_counting_operations_leaves_nothing_for_the_first_step() -> None:
+    own, device = objective(centring="ema"), torch.device("cpu")
+    assert count_flops(own, batch(), device, None) > 0
+    assert own.student.training
+    assert not own.teacher.training
+    assert all(centre._noted is None for centre in own.centres.values())
+    trained = sum(p.numel() for p in own.student.parameters())
+    patches = 3 * (2 * 16 + 2 * 4)  # images · patches of their crops
+    assert estimate_flops(own, batch()) == (6 + 2) * trained * patches  # the teacher has no backward pass
+
+
 def test_prototypes_stay_for_the_first_steps() -> None:
     own, given = objective(frozen_prototype_steps=1), batch()
     head = own.student.dino_head
@@ -113,9 +146,11 @@ def test_prototypes_stay_for_the_first_steps() -> None:
 
 
 def test_the_state_dict_holds_teacher_centres_and_step() -> None:
-    own, given = objective(centring="ema").eval(), batch()
+    own, given = objective(centring="ema"), batch()
     own(**given)
     own.after_step()
+    own.eval()
+    assert bool(own.centres["ibot"].mean.any())
     other = objective(centring="ema").eval()
     other.load_state_dict(own.state_dict())
     assert int(other.step) == 1

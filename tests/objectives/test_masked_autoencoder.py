@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
+from support.gradients import has_true_gradients
 from unclipped.core.errors import UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.encoders.build import load_encoder
@@ -120,6 +121,11 @@ def test_targets_and_loss_are_those_of_numpy() -> None:
             target = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
             total.append(np.mean((guess - target) ** 2))
     assert loss.item() == pytest.approx(np.mean(total), rel=1e-5)
+
+
+def test_gradients_of_the_loss() -> None:
+    objective = MaskedAutoencoderObjective(autoencoder()).double()
+    assert has_true_gradients(objective, {name: value.double() for name, value in examples(2).items()})
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "vit_mae"])

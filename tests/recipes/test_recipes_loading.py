@@ -118,6 +118,8 @@ def test_every_built_in_recipe_is_valid_and_described(name: str) -> None:
     assert recipe.get("kind") in SCHEMAS
     assert recipe.get("description")
     schema = SCHEMAS[recipe["kind"]]
+    if recipe["kind"] == "encoder_evaluation":  # the command line names the encoder
+        recipe["encoder"] = "my-vit"
     config = validate(recipe, schema, name)
     assert validate(yaml.safe_load(to_yaml(config)), schema, name) == config
 

@@ -7,35 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparison_support import SHAPES, comparison
 from pydantic import ValidationError
 
 from support.tiny_models import tiny_lm
-from unclipped.core.config import merge
 from unclipped.core.errors import UsageError
 from unclipped.studies.comparison import run_comparison
 from unclipped.studies.comparison_config import ComparisonConfig
 from unclipped.studies.comparison_report import reading
-
-SHAPE = {
-    "model_type": "vit", "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 32,
-}  # fmt: skip
-SHAPES = {"source": "generated:shapes", "limit": 8}
-
-
-def comparison(**changes: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "pretrain": {
-            "shape": SHAPE, "image_size": 32, "steps": 2, "batch_size": 4, "data": {"sources": [SHAPES]},
-            "tokenizer": {"vocabulary_size": 270}, "training": {"log_every_steps": 1, "threads": 1},
-            "pairs": {"embedding_size": 8, "context_length": 32, "text_layers": 1, "text_width": 16, "text_heads": 2},
-        },
-        "arms": {
-            "student": {"objective": "distill", "distill": {"teacher": "arm:contrastive", "baseline": True}},
-            "contrastive": {"objective": "contrastive"},
-        },
-    }  # fmt: skip
-    return merge(fields, changes)
 
 
 def test_arms_with_a_teacher_come_last_and_get_its_folder() -> None:

@@ -14,7 +14,7 @@ from unclipped.cli.main import app
 from unclipped.studies.plots import line_plot
 from unclipped.studies.pretraining_report import write_pretraining_report
 from unclipped.studies.report_data import LinePlot
-from unclipped.training.config import PretrainConfig
+from unclipped.training.config import PhaseConfig, PretrainConfig
 
 TINY: dict[str, Any] = {
     "objective": "dinov2",
@@ -44,6 +44,9 @@ def run_folder(folder: Path, *, warnings: bool = False, health: bool = True) -> 
                 "teacher_entropy": 0.4,
                 "prototypes": 6.0,
             }
+        if health:
+            row["gradient_norms"] = {"dino_head": 1.5, "trunk": 1.3}
+            row["schedules"] = {"weight_decay.vision": 0.04 * step, "teacher_momentum": 0.994}
         if warnings and step == 3:
             row["warnings"] = ["features are nearly constant <b>; likely cause: x"]
         rows.append(row)
@@ -68,6 +71,7 @@ def test_the_page_holds_curves_health_pictures_and_what_they_cannot_say(tmp_path
     text = write_pretraining_report(config, tmp_path, title="Pretraining: mine").read_text(encoding="utf-8")
     for part in (
         "Parts of the loss", "Effective rank", "Prototypes in use", "Gradient norm", "Learning rate",
+        "dino head", "Schedules", "weight decay, vision", "teacher momentum",
         "25 % of the time", "from 4.000 to 1.000", "from 4.5 to 6.5", "eval-encoder", "32 samples",
     ):  # fmt: skip
         assert part in text, part
@@ -75,6 +79,31 @@ def test_the_page_holds_curves_health_pictures_and_what_they_cannot_say(tmp_path
     assert order == sorted(order)
     assert text.count("data:image/png;base64,") == 3
     assert "warnings" not in text.split("</style>")[1]
+
+
+def test_a_phase_has_its_own_words_steps_and_pictures(tmp_path: Path) -> None:
+    config = run_folder(tmp_path)
+    config = config.model_copy(update={"phases": (PhaseConfig(image_size=64, steps=2, batch_size=4),)})
+    record = json.loads((tmp_path / "training.json").read_text())
+    more = {"name": "dinov2-64px", "steps": 2, "batch_size": 4, "final_loss": 0.25, "notes": ["images of 64×64 px"]}
+    record["stages"].append(record["stages"][0] | more)
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        for step, loss in ((1, 0.75), (2, 0.25)):
+            row = {**rows[step], "stage_index": 1, "stage": "dinov2-64px", "step": step, "loss": loss}
+            file.write(json.dumps(row) + "\n")
+    for stage in ("00-dinov2", "01-dinov2-64px"):
+        (tmp_path / "pictures" / stage).mkdir(parents=True)
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / stage / "views.png")
+    text = write_pretraining_report(config, tmp_path, title="t").read_text(encoding="utf-8")
+    for part in (
+        "on 32 samples in 4.0 s, then 8 samples in 4.0 s",
+        "from 4.000 to 1.000 in dinov2.", "from 0.750 to 0.250 in dinov2-64px.", "dinov2-64px: images of 64×64 px",
+        "dinov2: Images as the objective gets them", "dinov2-64px: Images as the objective gets them",
+        "at the last of 6 steps", "median of dinov2-64px",
+    ):  # fmt: skip
+        assert part in text, part
 
 
 def test_warnings_stand_on_the_page_escaped(tmp_path: Path) -> None:
@@ -91,6 +120,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert "Effective rank" not in text
     assert "effective rank" not in text.lower()
     assert "<img" not in text
+    assert "Schedules" not in text
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from unclipped.core.errors import DataError, UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.data.views import MultiCrop
 from unclipped.encoders.build import load_encoder
+from unclipped.objectives.dino_side import load_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.training.config import OptimizerConfig, PretrainConfig, TrainingConfig
@@ -47,6 +49,10 @@ def dino(**fields: Any) -> PretrainConfig:
         ),
     }
     return PretrainConfig(objective="dinov2", dinov2=DinoV2Config(**options), **(given | fields))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_examples_depend_on_the_seed_and_the_draw_alone() -> None:
@@ -84,11 +90,50 @@ def test_pretraining_writes_an_encoder_that_loads(shape: dict[str, Any], tmp_pat
     assert torch.isfinite(encoder(torch.randn(16, 192), torch.tensor([[1, 4, 4]]))).all()
 
 
-@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+@pytest.mark.parametrize("ibot_weight", [0.0, 1.0])
+def test_the_teachers_heads_are_kept_beside_the_encoder(ibot_weight: float, tmp_path: Path) -> None:
+    config = dino(dinov2={"ibot_weight": ibot_weight})
+    job = dinov2_job(config)
+    objective: Any = job.make_objective(config.stage(), {})
+    for parameter in objective.teacher.parameters():
+        torch.nn.init.normal_(parameter)
+    job.save(tmp_path / "model")
+    heads, teacher = load_dino_heads(tmp_path / "model"), objective.teacher
+    features = torch.randn(3, 16)
+    assert heads.dino_head is not None
+    assert heads.mask_token is not None
+    assert torch.equal(heads.dino_head(features), teacher.dino_head(features))
+    assert torch.equal(heads.mask_token, teacher.trunk.mask_token)
+    assert (heads.ibot_head is None) == (ibot_weight == 0)
+    if heads.ibot_head is not None:
+        assert torch.equal(heads.ibot_head(features), teacher.ibot_head(features))
+
+
+ALL_SCHEDULES: dict[str, Any] = {
+    "shape": DINOV2 | {"drop_path_rate": 0.4},
+    "warmup_steps": 1,
+    "schedule_steps": 4,
+    "final_learning_rate": 1e-5,
+    "clip_norm": 0.5,
+    "clip_per_module": True,
+    "gradient_accumulation": 2,
+    "training": TrainingConfig(
+        optimizer=OptimizerConfig(
+            weight_decay=0.04, final_weight_decay=0.2, patch_embedding_factor=0.2, layer_decay=0.9
+        ),
+        log_every_steps=2,
+        threads=1,
+        device="cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("centring", "fields"), [("sinkhorn", ALL_SCHEDULES), ("ema", {})])
 def test_an_interrupted_run_resumes_to_an_equal_teacher(
-    centring: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    centring: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dino(dinov2={"centring": centring, "frozen_prototype_steps": 2, "teacher_momentum": (0.5, 1.0)})
+    options = {"centring": centring, "frozen_prototype_steps": 2, "teacher_momentum": (0.5, 1.0)}
+    config = dino(dinov2=options | {"teacher_temperature_steps": 4, "ibot_bottleneck": 6}, **fields)
     whole = pretrain(config, tmp_path / "whole")
     after_step = DinoV2Objective.after_step
 
@@ -104,7 +149,24 @@ def test_an_interrupted_run_resumes_to_an_equal_teacher(
     parts = pretrain(config, tmp_path / "parts", resume=True)
     one, other = (load_encoder(str(result.model_folder))[0].state_dict() for result in (whole, parts))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+    heads, others = (load_dino_heads(result.model_folder).state_dict() for result in (whole, parts))
+    assert all(torch.equal(value, others[name]) for name, value in heads.items())
     assert parts.record["stages"][0]["final_loss"] == whole.record["stages"][0]["final_loss"]
+    timed = ("samples_per_second", "tokens_per_second", "data_waiting_share", "seconds")
+    lines = [
+        [{key: value for key, value in row.items() if key not in timed} for row in metrics(folder)]
+        for folder in (tmp_path / "parts", tmp_path / "whole")
+    ]
+    assert lines[0] == lines[1]
+    if fields:
+        last = lines[0][-1]
+        assert set(last["gradient_norms"]) == {"trunk", "dino_head", "ibot_head"}
+        assert last["schedules"] == pytest.approx(
+            {"weight_decay.vision": 0.2, "teacher_temperature": 0.07, "teacher_momentum": 1.0}
+        )
+        assert last["learning_rates"]["vision"] == pytest.approx(1e-5)
+        saved = json.loads((parts.model_folder / "config.json").read_text())
+        assert saved["drop_path_rate"] == 0.0
 
 
 def test_an_image_smaller_than_the_crop_is_enlarged(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ Examples:
 
   unclipped compare-objectives clothing-objectives pretrain.steps=2000 --output runs/longer
 
+  unclipped compare-objectives clothing-objectives seeds=[0,1,2] --output runs/three-seeds
+
   unclipped compare-objectives my-comparison.yaml --output runs/mine --resume
 """
 
@@ -42,7 +44,7 @@ def compare_objectives(
 
     with run_folder(output, resume=resume):
         record_run(config, output, resume=resume)
-        from unclipped.studies.comparison import run_comparison
+        from unclipped.studies.comparison_seeds import run_seeds
 
-        run_comparison(config, output, resume=resume, recipe_text=to_yaml(config), say=typer.echo)
+        run_seeds(config, output, resume=resume, recipe_text=to_yaml(config), say=typer.echo)
     typer.echo(f"\nreport: {output / 'report.html'}")

@@ -15,6 +15,7 @@ from unclipped.cli import (
     data,
     eval_encoder,
     evaluate,
+    import_encoder,
     pretrain,
     quickstart,
     recipes,
@@ -52,7 +53,19 @@ def _common(
         os.environ["UNCLIPPED_DEBUG"] = "1"
 
 
-for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, data, chat, recipes):
+for command in (
+    quickstart,
+    import_encoder,
+    assemble,
+    pretrain,
+    train,
+    evaluate,
+    eval_encoder,
+    compare_objectives,
+    data,
+    chat,
+    recipes,
+):
     command.register(app)
 
 

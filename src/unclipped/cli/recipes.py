@@ -30,4 +30,4 @@ def recipes(name: str = typer.Argument(None, help="Recipe to print.")) -> None:
         return
     for builtin in builtin_names():
         recipe = read_recipe(builtin)
-        typer.echo(f"{builtin:22} {recipe.get('kind', ''):10} {recipe.get('description', '')}")
+        typer.echo(f"{builtin:24} {recipe.get('kind', ''):18} {recipe.get('description', '')}")

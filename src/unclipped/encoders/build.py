@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def load_encoder(
     attn_implementation: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    changes: Mapping[str, Any] | None = None,
     **llm_options: Any,
 ) -> tuple[VisionEncoder, LoadReport]:
     """An encoder with its weights, in evaluation mode, and the report of what was loaded.
@@ -92,8 +93,9 @@ def load_encoder(
     source: a checkpoint folder, a hub id, or `llm:` and either of them, which turns that language model into an
     encoder; `llm_options` (patch_size, num_channels, rope_form, rope_theta, stem, stem_channels) belong to the last.
     A folder of a whole model (SiglipModel, CLIPModel, ViTMAEForPreTraining, an image classifier) gives its vision part.
-    mean and std come from the folder's image processor, else from the family. Raises CheckpointError when the
-    checkpoint does not fit, UsageError for an undeclared baseline, unknown families, or options out of place.
+    mean and std come from the folder's image processor, else from the family. changes: fields of the configuration in
+    place of the folder's, such as `drop_path_rate`; none that a tensor's shape depends on. Raises CheckpointError when
+    the checkpoint does not fit, UsageError for an undeclared baseline, unknown families, or options out of place.
     """
     if (mean is None) != (std is None):
         raise UsageError("mean and std: give both or neither")
@@ -114,6 +116,10 @@ def load_encoder(
     folder = checkpoint_folder(source)
     config = vision_part(read_config(folder), folder)
     adapter = encoder_class(config.model_type, baseline=baseline, config=config)
+    for name, value in (changes or {}).items():
+        if not hasattr(config, name):
+            raise UsageError(f"{folder}: a {config.model_type} has no field '{name}'; leave it out")
+        setattr(config, name, value)
     adapter.adapt_config(config)
     model, dropped, new = load_model(
         folder,

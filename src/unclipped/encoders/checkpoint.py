@@ -104,15 +104,19 @@ def load_model(
     return model, sorted(info["unexpected_keys"]), sorted(info["missing_keys"])
 
 
-def raise_misfits(where: str, missing: list[str], extra: list[str], misshaped: list[str]) -> None:
+def raise_misfits(
+    where: str,
+    missing: list[str],
+    extra: list[str],
+    misshaped: list[str],
+    *,
+    remedy: str = "config.json and weights must come from one checkpoint: save or fetch it again",
+) -> None:
     """Raise CheckpointError listing tensors that do not fit; do nothing when all three lists are empty."""
     kinds = {"missing": missing, "unexpected": extra, "misshaped": misshaped}
     listed = [f"{kind} {len(names)}: {shortened(names)}" for kind, names in kinds.items() if names]
     if listed:
-        raise CheckpointError(
-            f"{where}: tensors do not fit the model: {'; '.join(listed)}; config.json and weights must come from one "
-            "checkpoint: save or fetch it again"
-        )
+        raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(listed)}; {remedy}")
 
 
 def first_line(error: Exception) -> str:

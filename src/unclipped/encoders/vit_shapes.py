@@ -73,3 +73,9 @@ def named_shape(name: str) -> dict[str, Any]:
     if name not in SHAPES:
         raise UsageError(f"shape.name: no shape '{name}'; {nearest(str(name), SHAPES)}")
     return dict(SHAPES[name])
+
+
+def heads_of_width(width: int) -> int | None:
+    """Attention heads of the published vision transformers of this width; None when there is none."""
+    known = {768: 12} | {shape["hidden_size"]: shape["num_attention_heads"] for shape in SHAPES.values()}
+    return known.get(width)

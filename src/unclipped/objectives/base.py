@@ -36,6 +36,14 @@ class Objective(nn.Module):
         """Part of the model that the parameter `name` (as in `self.named_parameters()`) belongs to."""
         raise NotImplementedError(f"{type(self).__name__} does not say which part {name} belongs to")
 
+    def module_of(self, name: str) -> str:
+        """Sub-module of the parameter `name` where gradients are clipped module by module; its part by default."""
+        return self.part_of(name)
+
+    def schedules(self) -> dict[str, float]:
+        """Values of the coming step that the objective changes with the steps, by name, for the metrics."""
+        return {}
+
     def forward(self, *, counts: Counts | None = None, **batch: Any) -> dict[str, Any]:
         """Loss and parts of one micro-batch."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")

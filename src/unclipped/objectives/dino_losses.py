@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from unclipped.core.errors import UsageError
 
 KOLEO_EPSILON = 1e-8
+SINKHORN_BLOCK = 2**22
+"""Scores that Sinkhorn works on at a time."""
 
 
 def wide(values: Tensor) -> Tensor:
@@ -92,23 +94,28 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3, *, over_pr
     Sinkhorn–Knopp on exp(scores / temperature) in logarithms: in turn each prototype's total over the samples of all
     processes (of this one without `over_processes`) becomes 1/K and each sample's 1/B. A process may have no sample.
     """
-    log_q = wide(scores) / temperature
+    log_q = wide(scores) / temperature  # changed in place from here on; what comes beside it covers a block of rows
+    blocks = log_q.split(max(1, SINKHORN_BLOCK // log_q.shape[1]))
     for _ in range(iterations):
         peak = log_q.amax(dim=0) if len(log_q) else log_q.new_full((log_q.shape[1],), -math.inf)  # (K,)
         if over_processes:
             peak = _summed(peak, dist.ReduceOp.MAX)
-        total = (log_q - peak).exp().sum(dim=0)  # (K,)
+        total = torch.zeros_like(peak)
+        for block in blocks:
+            total += (block - peak).exp_().sum(dim=0)  # (K,)
         if over_processes:
             total = _summed(total)
-        log_q = log_q - (peak + total.log())
-        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
-    return log_q.exp()
+        peak += total.log_()
+        for block in blocks:
+            block -= peak
+            block -= block.logsumexp(dim=1, keepdim=True)
+    return log_q.exp_()
 
 
 class Centre(nn.Module):
     """A running mean of the teacher's scores that is taken off before its softmax (DINO, arXiv 2104.14294).
 
-    Batches are noted as they come and enter the mean in `update`, over all processes.
+    Batches are noted as they come in training mode and enter the mean in `update`, over all processes.
     """
 
     def __init__(self, prototypes: int, momentum: float) -> None:
@@ -120,10 +127,11 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def targets(self, scores: Tensor, temperature: float) -> Tensor:
-        """softmax((scores − mean) / temperature) of (B, K); the scores are noted for the next update."""
+        """softmax((scores − mean) / temperature) of (B, K); in training the scores are noted for the next update."""
         scores = wide(scores)
-        noted = torch.cat([scores.sum(dim=0), scores.new_tensor([float(len(scores))])])  # (K + 1,)
-        self._noted = noted if self._noted is None else self._noted + noted
+        if self.training:
+            noted = torch.cat([scores.sum(dim=0), scores.new_tensor([float(len(scores))])])  # (K + 1,)
+            self._noted = noted if self._noted is None else self._noted + noted
         return F.softmax((scores - self.mean) / temperature, dim=-1)
 
     @torch.no_grad()

@@ -24,9 +24,10 @@ class _Side(nn.Module):
     def __init__(self, trunk: Trunk, config: DinoV2Config) -> None:
         super().__init__()
         self.trunk = trunk
-        sizes = {"hidden": config.head_hidden, "bottleneck": config.bottleneck, "prototypes": config.prototypes}
-        self.dino_head = DinoHead(trunk.width, **sizes)
-        self.ibot_head = DinoHead(trunk.width, **sizes) if config.ibot_weight else None
+        sizes = {"hidden": config.head_hidden, "prototypes": config.prototypes}
+        self.dino_head = DinoHead(trunk.width, bottleneck=config.bottleneck, **sizes)
+        ibot_bottleneck = config.ibot_bottleneck or config.bottleneck
+        self.ibot_head = DinoHead(trunk.width, bottleneck=ibot_bottleneck, **sizes) if config.ibot_weight else None
 
 
 @OBJECTIVES.register("dinov2")
@@ -43,11 +44,13 @@ class DinoV2Objective(Objective):
     teacher: _Side
 
     def __init__(self, trunk: Trunk, config: DinoV2Config, *, steps: int) -> None:
-        """`steps`: length of the training, for the teacher's momentum. Raises UsageError for an unmaskable trunk."""
+        """`steps`: where the teacher's momentum ends its course. Raises UsageError for an unmaskable trunk."""
         super().__init__()
         if config.ibot_weight and trunk.mask_token is None:
             raise UsageError("dinov2: the trunk has no mask token; build it with maskable, or set ibot_weight to 0")
-        self.options, self.steps = config, steps
+        self.options, self.steps, self.main_steps = config, steps, steps
+        self.share = 1.0
+        """Length of the present stage's schedules as a share of the main stage's."""
         self.student = _Side(trunk, config)
         if not config.ibot_weight and trunk.mask_token is not None:
             trunk.mask_token.requires_grad_(False)
@@ -70,6 +73,14 @@ class DinoV2Objective(Objective):
     def part_of(self, name: str) -> Literal["vision", "connector", "text"]:
         return "vision"
 
+    def module_of(self, name: str) -> str:
+        """`trunk`, `dino_head` or `ibot_head`."""
+        return name.split(".")[1]
+
+    def schedules(self) -> dict[str, float]:
+        """The teacher's temperature and momentum."""
+        return {"teacher_temperature": self._temperature(), "teacher_momentum": self._momentum()}
+
     def num_samples(self, batch: Batch) -> int:
         return batch["global_crops"].shape[0] // 2
 
@@ -87,7 +98,7 @@ class DinoV2Objective(Objective):
         """global_crops (2·B, C, H, W): the first crops of all images, then the second; local_crops (L·B, C, h, w)
         likewise; mask (2·B, n) bool: patches of the global crops that the student does not see."""
         config, student, images = self.options, self.student, len(global_crops) // 2
-        is_frozen = int(self.step) < config.frozen_prototype_steps
+        is_frozen = int(self.step) < self._in_stage(config.frozen_prototype_steps)
         dino_targets, ibot_targets = self._targets(global_crops, mask)
         seen = student.trunk(global_crops, mask if config.ibot_weight else None)
         pooled = [seen.pooled, student.trunk(local_crops).pooled] if len(local_crops) else [seen.pooled]
@@ -125,7 +136,24 @@ class DinoV2Objective(Objective):
 
     def _temperature(self) -> float:
         """The teacher's, at this step."""
-        return linear(*self.options.teacher_temperature, int(self.step), self.options.teacher_temperature_steps)
+        steps = self._in_stage(self.options.teacher_temperature_steps)
+        return linear(*self.options.teacher_temperature, int(self.step), steps)
+
+    def _in_stage(self, steps: int) -> int:
+        """Steps that are meant for the main stage, in proportion to the present one."""
+        return round(steps * self.share)
+
+    def start_stage(self, steps: int) -> None:
+        """Begin a stage whose schedules end at `steps`: weights, teacher and centres go on, schedules begin anew.
+
+        They are those of the main stage, compressed, as in DINOv2's high-resolution phase (arXiv 2304.07193, B.2).
+        """
+        self.steps, self.share = steps, steps / self.main_steps
+        self.step.zero_()
+
+    def _momentum(self) -> float:
+        """The teacher's, after this step."""
+        return cosine(*self.options.teacher_momentum, int(self.step), self.steps)
 
     def health(self, batch: Batch) -> dict[str, float]:
         """Rank and spread of the teacher's features of first global crops; entropy and use of its prototypes.
@@ -145,7 +173,7 @@ class DinoV2Objective(Objective):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the teacher towards the student, and the centres towards the step's scores."""
-        momentum = cosine(*self.options.teacher_momentum, int(self.step), self.steps)
+        momentum = self._momentum()
         for theirs, own in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             theirs.lerp_(own.detach(), 1 - momentum)
         for centre in self.centres.values():

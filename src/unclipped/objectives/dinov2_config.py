@@ -31,7 +31,9 @@ class DinoV2Config(FrozenConfig):
     head_hidden: PositiveInt = 2048
     """Width of the heads' two hidden layers."""
     bottleneck: PositiveInt = 256
-    """Width of the normalised vector before the prototypes."""
+    """Width of the normalised vector before the prototypes, in the head of views."""
+    ibot_bottleneck: PositiveInt | None = None
+    """That of the head of patches; null: `bottleneck`."""
     frozen_prototype_steps: NonNegativeInt = 0
     """Steps at the beginning in which the prototypes stay as they are."""
     centring: Literal["sinkhorn", "ema"] = "sinkhorn"
@@ -47,7 +49,7 @@ class DinoV2Config(FrozenConfig):
     teacher_temperature_steps: NonNegativeInt = 0
     """Steps of the teacher's temperature from its first to its last value, linearly."""
     teacher_momentum: tuple[float, float] = (0.994, 1.0)
-    """Decay of the teacher's moving average at the first and at the last step, on a cosine."""
+    """Decay of the teacher's moving average at the first step and at the end of the schedules, on a cosine."""
     ibot_weight: NonNegativeFloat = 1.0
     """Weight of the loss on masked patches."""
     koleo_weight: NonNegativeFloat = 0.1

@@ -36,8 +36,7 @@ class DistillObjective(Objective):
         """`rule`: side, mean and standard deviation of the student's images. Raises UsageError for grids or channels
         that differ."""
         super().__init__()
-        assert rule.size is not None
-        self.model, self.options = trunk, config
+        self.model, self.options, self.main_size = trunk, config, rule.size
         guide = Trunk(teacher).eval().requires_grad_(False)
         self._teacher = (guide,)  # in a tuple, it is not registered
         if guide.channels != trunk.channels:
@@ -45,15 +44,7 @@ class DistillObjective(Objective):
                 f"distill.teacher: takes images of {guide.channels} channels, the student of {trunk.channels}; set "
                 f"shape.num_channels to {guide.channels}"
             )
-        self.grid = (rule.size[0] // trunk.patch_size[0], rule.size[1] // trunk.patch_size[1])
-        native = (self.grid[0] * guide.patch_size[0], self.grid[1] * guide.patch_size[1])
-        self.teacher_size = teacher.spec.image_size or native
-        self.teacher_grid = tuple(s // p for s, p in zip(self.teacher_size, guide.patch_size, strict=True))
-        if self.teacher_grid != self.grid and not config.resize_grid:
-            raise UsageError(
-                f"distill.teacher: its grid is {self.teacher_grid[0]}×{self.teacher_grid[1]} patches, the student's "
-                f"{self.grid[0]}×{self.grid[1]}; change image_size or shape.patch_size, or set distill.resize_grid"
-            )
+        self.fit(rule)
         self.heads = nn.ModuleDict()
         if config.features:
             self.heads["features"] = terms.distill_head(trunk.width, guide.width)
@@ -64,6 +55,34 @@ class DistillObjective(Objective):
         self.statistics = [torch.tensor(v).view(-1, 1, 1) for v in (rule.mean, rule.std)]
         self.teacher_statistics = [torch.tensor(v).view(-1, 1, 1) for v in (teacher.spec.mean, teacher.spec.std)]
         self.register_buffer(FINGERPRINT, fingerprint(guide))
+
+    def fit(self, rule: ImageRule) -> None:
+        """Learn from images of the size of `rule` from here on; the teacher's images grow with the student's.
+
+        A teacher with a position table sees its own size at the student's first one, else as many patches as the
+        student. Raises UsageError for grids that differ, and for a size that the teacher's patches do not fill.
+        """
+        assert rule.size is not None
+        assert self.main_size is not None
+        guide, trunk = self._teacher[0], self.model
+        self.grid = grid = (rule.size[0] // trunk.patch_size[0], rule.size[1] // trunk.patch_size[1])
+        own = guide.encoder.spec.image_size
+        sizes = []
+        for axis, patch in enumerate(guide.patch_size):
+            side = grid[axis] * patch if own is None else own[axis] * rule.size[axis] / self.main_size[axis]
+            if side % patch:
+                raise UsageError(
+                    f"distill.teacher: beside images of {rule.size[axis]} px its own would be of {side:g} px, no "
+                    f"multiple of its patch of {patch} px; choose another image_size"
+                )
+            sizes.append(int(side))
+        self.teacher_size = tuple(sizes)
+        self.teacher_grid = tuple(side // patch for side, patch in zip(sizes, guide.patch_size, strict=True))
+        if self.teacher_grid != grid and not self.options.resize_grid:
+            raise UsageError(
+                f"distill.teacher: its grid is {self.teacher_grid[0]}×{self.teacher_grid[1]} patches, the student's "
+                f"{grid[0]}×{grid[1]}; change image_size or shape.patch_size, or set distill.resize_grid"
+            )
 
     def part_of(self, name: str) -> Literal["vision", "connector", "text"]:
         return "vision"

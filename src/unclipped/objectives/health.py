@@ -24,17 +24,24 @@ _ROUNDING = 1e-12
 
 
 @contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within it, `module` is in evaluation mode and keeps no gradients; then modes and random state are as before."""
+def evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it, `module` is in evaluation mode; then modes and random state are as before."""
     modes = [(part, part.training) for part in module.modules()]
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices):
         module.eval()
         try:
             yield
         finally:
             for part, was_training in modes:
                 part.training = was_training
+
+
+@contextmanager
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """As `evaluating`, and without gradients."""
+    with evaluating(module, device), torch.no_grad():
+        yield
 
 
 def effective_rank(features: Tensor, *, centred: bool = True) -> float:

@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 def save_side(side: Path, model: nn.Module, tokenizer: Any, fields: dict[str, Any]) -> None:
-    """Write the folder `side`: everything of `model` but its trunk, which the encoder's folder holds, the tokenizer,
-    and `fields` as the description."""
+    """Write the folder `side`: everything of `model` but its trunk, which the encoder's folder holds, the tokenizer
+    unless it is None, and `fields` as the description."""
     tensors = {
         name: value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -32,14 +32,29 @@ def save_side(side: Path, model: nn.Module, tokenizer: Any, fields: dict[str, An
     }
     with whole_folder(side) as temporary, quiet():
         save_file(tensors, temporary / f"{side.name}.safetensors")
-        tokenizer.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
         write_json(temporary / f"{side.name}.json", fields)
 
 
 def read_side(
     side: Path, parse: Callable[[dict[str, Any]], T], *, what: str, objectives: str
 ) -> tuple[T, dict[str, Tensor], Any]:
-    """What `parse` makes of the description, the tensors and the tokenizer of the folder `side`.
+    """What `parse` makes of the description, the tensors and the tokenizer of the folder `side`; see `read_side_files`.
+
+    Raises CheckpointError when there is none, or when it cannot be read.
+    """
+    parsed, tensors = read_side_files(side, parse, what=what, objectives=objectives)
+    try:
+        return parsed, tensors, AutoTokenizer.from_pretrained(side)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
+
+
+def read_side_files(
+    side: Path, parse: Callable[[dict[str, Any]], T], *, what: str, objectives: str
+) -> tuple[T, dict[str, Tensor]]:
+    """What `parse` makes of the description, and the tensors of the folder `side`.
 
     what: the name of such a folder in messages. objectives: those that write one. Raises CheckpointError when there is
     none, or when it cannot be read.
@@ -56,8 +71,8 @@ def read_side(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not the description of {what} ({reason}); save it again") from None
     try:
-        return parsed, load_file(side / f"{side.name}.safetensors"), AutoTokenizer.from_pretrained(side)
-    except (OSError, ValueError, SafetensorError) as error:
+        return parsed, load_file(side / f"{side.name}.safetensors")
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,22 +186,31 @@ def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool
 
 
 def save_trunk(trunk: Trunk, folder: Path, rule: ImageRule) -> None:
-    """Write the encoder as a transformers folder with its image processor, without the mask token.
+    """Write the encoder as a transformers folder with its image processor, without the mask token and without dropped
+    paths, which belong to this training and not to what is made of the encoder.
 
     `rule`: side in pixels (`size`), mean and standard deviation that it was trained with.
     """
-    assert rule.size is not None
     with whole_folder(folder) as temporary, quiet():
         trunk.encoder.model.save_pretrained(temporary)
-        processor = {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": {"height": rule.size[0], "width": rule.size[1]},
-            "resample": 3,  # bicubic
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(rule.mean),
-            "image_std": list(rule.std),
-        }
-        write_json(temporary / "preprocessor_config.json", processor)
+        description = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        if description.get("drop_path_rate"):
+            write_json(temporary / "config.json", description | {"drop_path_rate": 0.0})
+        write_image_processor(temporary, rule)
+
+
+def write_image_processor(folder: Path, rule: ImageRule) -> None:
+    """Write an encoder's `preprocessor_config.json`: stretch to the `size` of `rule`, then its mean and deviation."""
+    assert rule.size is not None
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": rule.size[0], "width": rule.size[1]},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(rule.mean),
+        "image_std": list(rule.std),
+    }
+    write_json(folder / "preprocessor_config.json", processor)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from unclipped.recipes.schema import ComparisonRecipe, PretrainRecipe, TrainRecipe
+from unclipped.recipes.schema import ComparisonRecipe, EncoderEvaluationRecipe, PretrainRecipe, TrainRecipe
 from unclipped.recipes.validation import models_in
 
 HEAD = """# Recipe reference
@@ -35,6 +35,7 @@ def reference() -> str:
         ("train", "train", TrainRecipe),
         ("pretrain", "pretrain", PretrainRecipe),
         ("compare-objectives", "comparison", ComparisonRecipe),
+        ("eval-encoder", "encoder_evaluation", EncoderEvaluationRecipe),
     )
     for command, kind, schema in commands:
         pages.append(f"## `unclipped {command}` (`kind: {kind}`)\n\n{_table(schema)}")

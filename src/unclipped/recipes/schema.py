@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from unclipped.core.config import FrozenConfig
+from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.studies.comparison_config import ComparisonConfig
 from unclipped.studies.config import ExperimentConfig
 from unclipped.training.config import PretrainConfig
@@ -33,9 +34,19 @@ class ComparisonRecipe(ComparisonConfig):
     """Which command runs it."""
 
 
+class EncoderEvaluationRecipe(EncoderEvaluationConfig):
+    """A recipe of `unclipped eval-encoder`."""
+
+    kind: Literal["encoder_evaluation"] = "encoder_evaluation"
+    """Which command runs it."""
+    description: str = ""
+    """What is measured, in one sentence."""
+
+
 SCHEMAS: dict[str, type[FrozenConfig]] = {
     "train": TrainRecipe,
     "pretrain": PretrainRecipe,
     "comparison": ComparisonRecipe,
+    "encoder_evaluation": EncoderEvaluationRecipe,
 }
 """The schema of each kind of recipe."""

@@ -16,7 +16,7 @@ from unclipped.recipes.loading import apply_overrides, read_recipe
 
 C = TypeVar("C", bound=FrozenConfig)
 
-COMMANDS = {"comparison": "compare-objectives"}
+COMMANDS = {"comparison": "compare-objectives", "encoder_evaluation": "eval-encoder ENCODER --recipe"}
 """The command that runs a kind of recipe, where it is not called like it."""
 
 

@@ -15,7 +15,7 @@ from unclipped.evaluation.runner import compare_folders, predictions_folder
 from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.comparison_config import BLIND, LLM_INIT, RANDOM, ComparisonConfig
 from unclipped.studies.experiment import ARM_FILE, Arm, blind, open_inputs, random_encoder, run_arm
-from unclipped.studies.summary import overall_rows, results_of
+from unclipped.studies.summary import results_of, task_rows
 from unclipped.training.record import read_record
 
 if TYPE_CHECKING:
@@ -172,19 +172,22 @@ def _train(arms: dict[str, Arm], resume: bool, name: str) -> None:
 
 
 def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> dict[str, Any]:
-    """All figures as JSON: {"pretraining", "probes", "vlm", "vlm_overall", "vlm_minus_random", "vlm_minus_blind"}."""
+    """All figures as JSON: {"pretraining", "probes", "vlm", "vlm_overall", "vlm_minus_random", "vlm_minus_blind"}.
+
+    "vlm" is by arm and category, "vlm_overall" by task and arm, the differences by arm and task.
+    """
     pretraining: dict[str, Any] = {}
     for name in config.arms:
         rows = [row for _, row in read_jsonl(folders.encoder(name) / "metrics.jsonl")]
         record = read_record(folders.encoder(name) / "training.json")
         assert record is not None
-        entry, healths = record["stages"][-1], [row["health"] for row in rows if "health" in row]
+        entries, healths = record["stages"], [row["health"] for row in rows if "health" in row]
         pretraining[name] = {
             "objective": config.pretraining(name, folders.output / "encoders").objective,
             "declared": _spec(folders.model(name)).objective,
-            "samples": entry["steps"] * entry["batch_size"],
-            "seconds": entry["seconds"],
-            "samples_per_second": entry["samples_per_second"]["median"],
+            "samples": sum(entry["steps"] * entry["batch_size"] for entry in entries),
+            "seconds": sum(entry["seconds"] for entry in entries),
+            "samples_per_second": entries[-1]["samples_per_second"]["median"],
             "loss": [rows[0]["loss"], rows[-1]["loss"]],
             "rank": [healths[0]["rank"], healths[-1]["rank"]] if healths else None,
             "warnings": [warning for row in rows for warning in row.get("warnings", [])],
@@ -207,7 +210,7 @@ def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> di
         "pretraining": pretraining,
         "probes": probes,
         "vlm": results_of(arms),
-        "vlm_overall": overall_rows(arms, arms[0].config) if arms else {},
+        "vlm_overall": task_rows(arms),
         "vlm_minus_random": _differences(arms, by_name.get(RANDOM)),
         "vlm_minus_blind": _differences(arms, by_name.get(BLIND)),
     }

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from unclipped.core.config import FrozenConfig, merge
 from unclipped.core.errors import UsageError
@@ -16,7 +16,7 @@ from unclipped.training.config import PretrainConfig
 
 RANDOM, LLM_INIT, BLIND = "random_encoder", "llm_init", "blind"
 FROM_ARM = "arm:"
-ALIKE = ("data", "steps", "batch_size", "gradient_accumulation", "image_size")
+ALIKE = ("data", "steps", "batch_size", "gradient_accumulation", "image_size", "phases")
 """Fields in which no arm may differ: the same images, and equally many of them."""
 _PENDING = "pending"
 
@@ -30,15 +30,25 @@ class ComparisonConfig(FrozenConfig):
     """Fields of the pretraining that all arms share, those of `unclipped pretrain`."""
     arms: dict[str, dict[str, Any]]
     """For each arm its objective and the fields that are its own. No arm may change data, steps, batch_size,
-    gradient_accumulation or image_size. `distill.teacher: arm:NAME` takes another arm's encoder."""
+    gradient_accumulation, image_size or phases. `distill.teacher: arm:NAME` takes another arm's encoder."""
     probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For each probe the fields of `unclipped eval-encoder`, without the encoder."""
     vlm: dict[str, Any] | None = None
     """Fields of `unclipped train` that all arms share, without `model.vision`; null: encoders are only probed."""
     llm_init: str | None = None
     """A language model whose untrained turn into an encoder is one more arm of the trained models; null: left out."""
+    seeds: tuple[NonNegativeInt, ...] = ()
+    """Seeds of weights, order and augmentation: the whole comparison is run with each, in `seed-N/`, and summed up on
+    one page. Empty: once, with the seeds that stand under `training`."""
     arms_at_once: PositiveInt = 1
     """Arms trained side by side, each in a process with its share of the cores."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"the same seed twice in {list(value)}; name each once")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> ComparisonConfig:
@@ -60,6 +70,19 @@ class ComparisonConfig(FrozenConfig):
         elif self.llm_init is not None:
             raise ValueError("llm_init: is an arm of the trained models; give vlm, too")
         return self
+
+    def with_seed(self, seed: int) -> ComparisonConfig:
+        """The comparison run once, all trainings and the random weights beside the probes drawn by `seed`."""
+        training: dict[str, Any] = {"training": {"seed": seed}}
+        return type(self)(
+            **self.model_dump()
+            | {
+                "seeds": (),
+                "pretrain": merge(self.pretrain, training),
+                "probes": {name: merge(fields, {"random_seed": seed}) for name, fields in self.probes.items()},
+                "vlm": None if self.vlm is None else merge(self.vlm, training),
+            }
+        )
 
     def teacher_of(self, name: str) -> str | None:
         """The arm that is an arm's teacher."""

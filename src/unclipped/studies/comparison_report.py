@@ -30,6 +30,7 @@ def write_comparison_report(
         reading=reading(results),
         pretraining=results["pretraining"],
         declared=_DECLARED,
+        seeds=results.get("seeds", []),
         figures=[
             figure
             | {
@@ -45,9 +46,10 @@ def write_comparison_report(
     return path
 
 
-def _difference(row: Mapping[str, float]) -> str:
+def _difference(row: Mapping[str, Any]) -> str:
     value, low, high = (f"{row[key]:+.3f}".replace("-", "−") for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    above = f", above in {row['above']} of {row['of']}" if "above" in row else ""
+    return f"{value} [{low}, {high}]{above}"
 
 
 def _probe_figures(probes: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -62,23 +64,23 @@ def _probe_figures(probes: Mapping[str, Any]) -> list[dict[str, Any]]:
         differences: dict[str, Any] = {}
         for arm, found in arms.items():
             if (row := found["minus_random"]) is not None:
-                differences[arm] = {"value": row["difference"], "low": row["low"], "high": row["high"]}
+                differences[arm] = row | {"value": row["difference"]}
         title = f"Frozen features: {probe} ({first['metric'].replace('_', ' ')})"
         figures.append({"title": title, "rows": rows, "differences": {"random weights": differences}})
     return figures
 
 
 def _vlm_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The trained models: over all questions where there is one task, then each category."""
+    """The trained models: each task over all its questions, then each category."""
     figures = []
-    if results["vlm_overall"]:
-        rows = {arm: _plain(row) for arm, row in results["vlm_overall"].items()}
+    for task, rows in results["vlm_overall"].items():
         differences = {
-            name: {arm: next(iter(tasks.values())) for arm, tasks in results[key].items()}
+            name: {arm: tasks[task] for arm, tasks in results[key].items() if task in tasks}
             for name, key in (("random encoder", "vlm_minus_random"), ("blind", "vlm_minus_blind"))
             if results[key]
         }
-        figures.append({"title": "Trained models: all questions", "rows": rows, "differences": differences})
+        plain = {arm: _plain(row) for arm, row in rows.items()}
+        figures.append({"title": f"Trained models: {task}, all questions", "rows": plain, "differences": differences})
     categories = list(dict.fromkeys(name for rows in results["vlm"].values() for name in rows))
     for category in categories if len(categories) > 1 else ():
         rows = {arm: _plain(found[category]) for arm, found in results["vlm"].items() if category in found}
@@ -93,20 +95,32 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def reading(results: Mapping[str, Any]) -> str:
     """One paragraph: which arms beat random weights beyond chance, and what the comparison cannot show."""
+    seeds = results.get("seeds", [])
     sentences = []
     for probe, arms in results["probes"].items():
-        better = [a for a, found in arms.items() if found["minus_random"] and found["minus_random"]["low"] > 0]
+        better = [a for a, found in arms.items() if found["minus_random"] and _is_above(found["minus_random"])]
         sentences.append(f"{probe}: {_listed(better, len(arms))} above random weights")
     for name, key in (("a random encoder", "vlm_minus_random"), ("the blind model", "vlm_minus_blind")):
         rows = {arm: tasks for arm, tasks in results[key].items() if arm in results["pretraining"]}
         for task in dict.fromkeys(task for tasks in rows.values() for task in tasks):
-            better = [arm for arm, tasks in rows.items() if tasks[task]["low"] > 0]
+            better = [arm for arm, tasks in rows.items() if _is_above(tasks[task])]
             sentences.append(f"trained models on {task}: {_listed(better, len(rows))} above {name}")
     found = "; ".join(sentences)
-    return (f"By paired 95 % intervals on the same items: {found}. " if found else "") + (
-        "One seed was run: the intervals hold the chance of the test items, not that of another training. Losses of "
-        "different objectives cannot be compared, and the order of arms at this size says nothing about larger ones."
+    every = f", in each of {len(seeds)} seeds" if seeds else ""
+    limit = (
+        f"{len(seeds)} seeds were run: a figure is their mean, with the lowest and the highest seed beside it. "
+        if seeds
+        else "One seed was run: the intervals hold the chance of the test items, not that of another training. "
     )
+    return (f"By paired 95 % intervals on the same items{every}: {found}. " if found else "") + (
+        f"{limit}Losses of different objectives cannot be compared, and the order of arms at this size says nothing "
+        "about larger ones."
+    )
+
+
+def _is_above(row: Mapping[str, Any]) -> bool:
+    """Whether the paired interval lies above zero, with several seeds that of each."""
+    return row["above"] == row["of"] if "above" in row else row["low"] > 0
 
 
 def _listed(names: list[str], count: int) -> str:

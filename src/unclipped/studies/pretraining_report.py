@@ -38,22 +38,22 @@ def write_pretraining_report(
     Raises UnclippedError when a file of the run cannot be read or the page cannot be written.
     """
     run = Path(run)
-    rows = [row for _, row in read_jsonl(run / "metrics.jsonl")]
     record = json.loads((run / "training.json").read_text(encoding="utf-8"))
-    stage = config.stage()
-    entry, total = record["stages"][-1], record["total"]
+    entries, total = record["stages"], record["total"]
+    rows = _counted_on([row for _, row in read_jsonl(run / "metrics.jsonl")], entries)
     data = ReportData(
         title=title,
         description=description,
         arms={},
-        reading=_reading(config, rows, entry),
-        headline=_headline(config, rows, entry),
+        reading=_reading(config, rows, entries),
+        headline=_headline(config, rows, entries),
         curves={"model": rows},
         labels={"model": config.objective.replace("_", " ")},
-        stages=stage_rows({stage.name: {**stage.train}}, record),
+        stages=stage_rows({stage.name: {**stage.train} for stage in config.stages()}, record),
         plots=_plots(rows),
+        notes=[f"{entry['name']}: {note}" for entry in entries for note in entry.get("notes", [])],
         warnings=[warning for row in rows for warning in row.get("warnings", [])],
-        pictures=_pictures(run / PICTURES),
+        pictures=_pictures(run / PICTURES, names_stages=len(entries) > 1),
         times={"training": total["seconds"]},
         costs={
             "peak memory": f"{total['peak_memory_bytes'] / 2**30:.2f} GiB",
@@ -67,11 +67,21 @@ def write_pretraining_report(
     return write_report(run / "report.html", data)
 
 
-def _reading(config: PretrainConfig, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> str:
+def _counted_on(rows: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows of metrics with their steps counted on through the stages."""
+    before = [sum(entry["steps"] for entry in entries[:index]) for index in range(len(entries))]
+    return [{**row, "step": row["step"] + before[row["stage_index"]]} for row in rows]
+
+
+def _reading(config: PretrainConfig, rows: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]) -> str:
     """What the curves say, and what they cannot say."""
     name = config.objective.replace("_", " ")
-    text = f"Trained by {name} on {entry['steps'] * entry['batch_size']:,} samples in {clock(entry['seconds'])}. "
-    text += f"The loss went from {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}. "
+    spans = [f"{entry['steps'] * entry['batch_size']:,} samples in {clock(entry['seconds'])}" for entry in entries]
+    text = f"Trained by {name} on {', then '.join(spans)}. "
+    for index, entry in enumerate(entries):
+        losses = [row["loss"] for row in rows if row["stage_index"] == index]
+        where = f" in {entry['name']}" if len(entries) > 1 else ""
+        text += f"The loss went from {losses[0]:.3f} to {losses[-1]:.3f}{where}. " if losses else ""
     healths = [row["health"] for row in rows if "health" in row]
     if healths:
         first, last = healths[0]["rank"], healths[-1]["rank"]
@@ -91,15 +101,17 @@ def _most(health: Mapping[str, float]) -> str:
 
 
 def _headline(
-    config: PretrainConfig, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]
+    config: PretrainConfig, rows: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str, str]]:
-    tiles = [("loss", f"{entry['final_loss']:.3f}", f"at the last of {entry['steps']:,} steps")]
+    entry, steps = entries[-1], sum(entry["steps"] for entry in entries)
+    tiles = [("loss", f"{entry['final_loss']:.3f}", f"at the last of {steps:,} steps")]
     rate = entry["samples_per_second"]["median"]
     unit = "rows" if config.objective == "language_model" else "images"
     waits = [row["data_waiting_share"] for row in rows if "data_waiting_share" in row]
     share = sum(waits) / len(waits) if waits else None
     waiting = "" if share is None else f"; {100 * share:.0f} % of the time waiting for data"
-    tiles.append((f"{unit} a second", f"{rate:,.0f}", f"median{waiting}"))
+    where = f" of {entry['name']}" if len(entries) > 1 else ""
+    tiles.append((f"{unit} a second", f"{rate:,.0f}", f"median{where}{waiting}"))
     healths = [row["health"] for row in rows if "health" in row]
     if healths:
         tiles.append(("effective rank", f"{healths[-1]['rank']:.1f}", f"of pooled features, {_most(healths[-1])}"))
@@ -131,15 +143,32 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> list[LinePlot]:
             "number",
             "exp of the entropy of the mean assignment in a batch.",
         ),
-        LinePlot("Gradient norm", _lines(rows, ["norm"], lambda row, _: row["gradient_norm"]), "norm before clipping"),
+        LinePlot("Gradient norm", _norms(rows), "norm before clipping"),
         LinePlot(
             "Learning rate",
             _lines(rows, rates, lambda row, name: row["learning_rates"].get(name)),
             "rate",
             is_linear=True,
         ),
+        _schedules_plot(rows),
     ]
     return [plot for plot in plots if plot is not None]
+
+
+def _norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The norm of the whole gradient, and those of sub-modules where they are clipped by themselves."""
+    modules = sorted({name for row in rows for name in row.get("gradient_norms", {})})
+    lines = _lines(rows, modules, lambda row, name: row.get("gradient_norms", {}).get(name))
+    lines = {name.replace("_", " "): points for name, points in lines.items()}
+    return _lines(rows, ["norm"], lambda row, _: row["gradient_norm"]) | lines
+
+
+def _schedules_plot(rows: Sequence[Mapping[str, Any]]) -> LinePlot | None:
+    """Weight decay, and what the objective changes with the steps."""
+    names = sorted({name for row in rows for name in row.get("schedules", {})})
+    lines = _lines(rows, names, lambda row, name: row.get("schedules", {}).get(name))
+    lines = {name.replace("_", " ").replace(".", ", "): points for name, points in lines.items()}
+    return LinePlot("Schedules", lines, "value", is_linear=True) if lines else None
 
 
 def _health_plot(
@@ -156,14 +185,16 @@ def _lines(
     return {name: [(row["step"], v) for row in rows if (v := value(row, name)) is not None] for name in names}
 
 
-def _pictures(folder: Path) -> list[Picture]:
-    """The pictures that training drew, with what they show; those before training first."""
+def _pictures(folder: Path, *, names_stages: bool) -> list[Picture]:
+    """The pictures that training drew, with what they show; those before training first, stage by stage."""
     kinds = list(_CAPTIONS)
     paths = [path for path in folder.rglob("*.png") if _kind(path) in _CAPTIONS]
     pictures = []
     for path in sorted(paths, key=lambda path: (path.parent, kinds.index(_kind(path)), path.stem.endswith("-end"))):
         caption, moment = _CAPTIONS[_kind(path)], path.stem.partition("-")[2]
-        pictures.append(Picture(path, f"{caption}, {_MOMENTS[moment]}." if moment else caption))
+        caption = f"{caption}, {_MOMENTS[moment]}." if moment else caption
+        stage = f"{path.parent.name.partition('-')[2]}: " if names_stages else ""  # folders are called NN-STAGE
+        pictures.append(Picture(path, stage + caption))
     return pictures
 
 

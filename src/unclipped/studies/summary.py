@@ -97,15 +97,20 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_jsonl(path)] if path.is_file() else []
 
 
+def task_rows(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """{task: {arm: {metric, "low", "high", "count"}}} over all items of a task."""
+    rows: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        for task, result in _evaluation(arm).items():
+            rows.setdefault(task, {})[arm.name] = _row(result["overall"], result["metric"])
+    return rows
+
+
 def overall_rows(arms: Sequence[Arm], config: ExperimentConfig) -> dict[str, Any]:
     """{arm: row} over all items, where one task makes that a single figure."""
     if len(config.evaluation.tasks) != 1:
         return {}
-    rows = {}
-    for arm in arms:
-        for result in _evaluation(arm).values():
-            rows[arm.name] = _row(result["overall"], result["metric"])
-    return rows
+    return next(iter(task_rows(arms).values()), {})
 
 
 def _difference_rows(differences: Mapping[str, Mapping[str, Any]], config: ExperimentConfig) -> dict[str, Any]:

@@ -30,6 +30,17 @@ class Examples(Protocol):
         ...
 
 
+def check_shares(stage: StageConfig, world_size: int) -> int:
+    """Micro-batches of all processes that make up a batch of the stage. Raises UsageError when it does not divide."""
+    shares = world_size * stage.gradient_accumulation
+    if stage.batch_size % shares:
+        raise UsageError(
+            f"stage '{stage.name}': batch_size {stage.batch_size} does not divide into {world_size} process(es) × "
+            f"gradient_accumulation {stage.gradient_accumulation}; use a multiple of {shares}"
+        )
+    return shares
+
+
 class StageBatches(Dataset[dict[str, Any]]):
     """Micro-batches of one process in one stage: item m is micro-batch m mod A of step m div A (A: accumulation)."""
 
@@ -44,12 +55,7 @@ class StageBatches(Dataset[dict[str, Any]]):
         rank: int = 0,
     ) -> None:
         """Raises UsageError when a batch does not divide into processes and micro-batches."""
-        shares = world_size * stage.gradient_accumulation
-        if stage.batch_size % shares:
-            raise UsageError(
-                f"stage '{stage.name}': batch_size {stage.batch_size} does not divide into {world_size} process(es) × "
-                f"gradient_accumulation {stage.gradient_accumulation}; use a multiple of {shares}"
-            )
+        shares = check_shares(stage, world_size)
         self.examples, self.seed, self.length_grouping = examples, seed, length_grouping
         self.batch_size, self.accumulation = stage.batch_size, stage.gradient_accumulation
         self.micro_size = stage.batch_size // shares

@@ -12,7 +12,7 @@ from torch import nn
 
 from unclipped.images.config import ImageRule
 from unclipped.objectives.base import Objective
-from unclipped.objectives.caption_side import save_caption_decoder
+from unclipped.objectives.caption_side import CAPTION_DECODER, save_caption_decoder
 from unclipped.objectives.captioning import Captioner, CaptioningObjective
 from unclipped.objectives.trunk import Trunk
 from unclipped.training.config import PretrainConfig
@@ -54,4 +54,6 @@ def captioning_job(config: PretrainConfig) -> Job:
     def save_text(folder: Path, model: Any, tokenizer: Any, rule: ImageRule) -> None:
         save_caption_decoder(folder, model, tokenizer, rule, captioning=config.captioning, pairs=config.pairs)
 
-    return pair_job(config, make, declared="captioning", save_text=save_text, make_examples=examples)
+    return pair_job(
+        config, make, declared="captioning", side_name=CAPTION_DECODER, save_text=save_text, make_examples=examples
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -30,7 +32,15 @@ class OptimizerConfig(FrozenConfig):
     epsilon: PositiveFloat = 1e-8
     """AdamW: added to the root of the running square."""
     weight_decay: NonNegativeFloat | dict[Part, NonNegativeFloat] = 0.0
-    """AdamW: decoupled weight decay of matrices, one number or one for each part (norms, biases: none)."""
+    """AdamW: decoupled weight decay of matrices, one number or one for each part (norms, biases, LayerScale, gains and
+    other vectors: none)."""
+    final_weight_decay: NonNegativeFloat | None = None
+    """AdamW: weight decay at the end of the schedules, reached from `weight_decay` on half a cosine; null: constant."""
+    patch_embedding_factor: PositiveFloat = 1.0
+    """Factor on the learning rate of a vision encoder's patch embedding."""
+    layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Factor on the learning rate of a vision encoder's layers for each block that lies above; 1: all learn alike. Of n
+    blocks, number i (from 0) has the power n − i, embeddings n + 1, the final norm and heads 0."""
     muon_learning_rate: PositiveFloat = 1e-2
     """Muon: learning rate of hidden matrices."""
     muon_scale: dict[Part, PositiveFloat] = Field(default_factory=dict)
@@ -41,6 +51,15 @@ class OptimizerConfig(FrozenConfig):
     """Muon: decoupled weight decay."""
     muon_parts: tuple[Part, ...] = ("vision", "connector", "text")
     """Muon: the parts whose hidden matrices it updates; those of other parts stay with AdamW."""
+
+    @model_validator(mode="after")
+    def _one_decay(self) -> OptimizerConfig:
+        if self.final_weight_decay is not None and isinstance(self.weight_decay, dict):
+            raise ValueError(
+                "final_weight_decay: expected one number under weight_decay beside it, found one for each part; give "
+                "one number, or leave final_weight_decay out"
+            )
+        return self
 
 
 class StageConfig(FrozenConfig):
@@ -61,7 +80,10 @@ class StageConfig(FrozenConfig):
     schedule: Schedule = "cosine"
     """Course of the learning rates after the warm-up."""
     final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the learning rate that is left at the last step (cosine and linear)."""
+    """Share of the learning rate that is left at the end of the schedules (cosine and linear)."""
+    schedule_steps: PositiveInt | None = None
+    """Step of this stage at which the schedules end: learning rate, weight decay, dinov2's teacher momentum. Below
+    `steps`: the last values stay to the end; above: the run ends on the way; null: `steps`."""
     data: DataConfig | None = None
     """Data of this stage; null: the recipe's `data`."""
     max_length: PositiveInt | None = None
@@ -74,6 +96,9 @@ class StageConfig(FrozenConfig):
     """Weights of auxiliary loss parts. `ctc`: the encoder's tokens in reading order must spell the answer."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
+    clip_per_module: bool = False
+    """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head, elsewhere
+    each part."""
     standardise_batches: PositiveInt = 8
     """Batches on which a connector with `standardise` measures mean and standard deviation of the features."""
 
@@ -89,12 +114,33 @@ class StageConfig(FrozenConfig):
             raise ValueError(
                 f"stage '{self.name}': warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
             )
+        if self.schedule_steps is not None and self.warmup_steps >= self.schedule_steps:
+            raise ValueError(
+                f"stage '{self.name}': warmup_steps ({self.warmup_steps}) must be below schedule_steps "
+                f"({self.schedule_steps})"
+            )
+        if self.clip_per_module and self.clip_norm is None:
+            raise ValueError(f"stage '{self.name}': clip_per_module needs a clip_norm, found null; give one")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"stage '{self.name}': batch_size ({self.batch_size}) is no multiple of "
                 f"gradient_accumulation ({self.gradient_accumulation})"
             )
         return self
+
+    @property
+    def schedule_length(self) -> int:
+        """Step at which the schedules end."""
+        return self.schedule_steps or self.steps
+
+
+class PhaseStage(StageConfig):
+    """A stage of pretraining at a side of the images of its own; made from `PretrainConfig.phases`."""
+
+    image_size: PositiveInt
+    """Side of the images in pixels."""
+    local_size: PositiveInt | None = None
+    """dinov2: side of the local crops in pixels; null: in proportion to `image_size`."""
 
 
 class TrainingConfig(FrozenConfig):
@@ -143,6 +189,30 @@ class TokenizerConfig(FrozenConfig):
     """Folder or hub id of a tokenizer to take as it is, instead of training one."""
 
 
+class PhaseConfig(FrozenConfig):
+    """A further stage of pretraining an encoder, at a larger side of its images. Weights, heads and teacher go on;
+    positions are interpolated once; the optimiser starts anew."""
+
+    image_size: PositiveInt
+    """Side of the (global) images in pixels, larger than that of the stage before."""
+    steps: PositiveInt
+    """Number of optimiser steps."""
+    batch_size: PositiveInt | None = None
+    """Images in one optimiser step, over all processes; null: that of the main stage."""
+    gradient_accumulation: PositiveInt | None = None
+    """Micro-batches into which each process cuts its share of a batch; null: as in the main stage."""
+    learning_rate: PositiveFloat | None = None
+    """Learning rate of AdamW, for `base_batch_size` where there is one; null: that of the main stage. With `muon`, the
+    rate of hidden matrices is changed by the same factor. Web-SSL takes a twenty-fifth of the main stage's."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps over which learning rates rise linearly from zero; null: the main stage's in proportion to `steps`."""
+    schedule: Schedule | None = None
+    """Course of the learning rate after the warm-up; null: that of the main stage."""
+    local_size: PositiveInt | None = None
+    """dinov2: side of the local crops in pixels; null: in proportion to `image_size`, to the nearest multiple of the
+    patch."""
+
+
 class PretrainConfig(FrozenConfig):
     """Pretraining of one part alone: a decoder language model from text, or a vision encoder from images."""
 
@@ -154,7 +224,19 @@ class PretrainConfig(FrozenConfig):
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
     (masked_autoencoder only), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
     (all but language_model). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b,
-    webmae-0.3b … -3b."""
+    webmae-0.3b … -3b. Beside `init: llm:…` it holds patch_size, num_channels, rope_form, rope_theta, stem,
+    stem_channels; beside another `init` at most drop_path_rate, hidden_dropout_prob, attention_probs_dropout_prob."""
+    init: str | None = None
+    """Encoders: folder (`$NAME` is an environment variable) or hub id of a saved encoder (vit, dinov2,
+    dinov2_with_registers, vit_mae, unclipped_llm_encoder) whose weights training starts from, or `llm:` and a language
+    model to turn into an encoder; null: fresh weights of `shape`. Images keep the mean and deviation that it states."""
+    baseline: bool = False
+    """init: allow an encoder that was trained by comparing images with text; what is trained from it stays a baseline.
+    The objectives that are baselines themselves need no such word."""
+    init_heads: Literal["fresh", "continue"] = "fresh"
+    """init: what the objective adds to the encoder. `continue`: from what the same objective saved in the folder, the
+    tokenizer and text side (contrastive, sigmoid, coca) or caption decoder (captioning), the heads and mask token
+    (dinov2), the decoder of a ViTMAEForPreTraining (masked_autoencoder). `fresh`: new ones."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """language_model, captioning, contrastive, sigmoid, coca: the tokenizer, trained on the text or the captions."""
     data: DataConfig
@@ -179,17 +261,29 @@ class PretrainConfig(FrozenConfig):
     """Micro-batches into which each process cuts its share of a batch."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of AdamW (with `muon`: of what is no hidden matrix)."""
+    base_batch_size: PositiveInt | None = None
+    """Batch size that `learning_rate` is meant for: the rate is `learning_rate` · √(`batch_size` / `base_batch_size`),
+    in DINOv2 2e-4 for 1024; null: `learning_rate` as it is."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which learning rates rise linearly from zero."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
     final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the learning rate that is left at the last step."""
+    """Share of the learning rate that is left at the end of the schedule."""
+    final_learning_rate: NonNegativeFloat | None = None
+    """Learning rate at the end of the schedule, in place of `final_ratio`; null: `final_ratio` says it."""
+    schedule_steps: PositiveInt | None = None
+    """Step at which the schedules end: learning rate, weight decay, dinov2's teacher momentum. Below `steps`: the last
+    values stay to the end; above: the run ends on the way; null: `steps`."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
+    clip_per_module: bool = False
+    """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head."""
     image_size: PositiveInt | None = None
-    """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made;
-    null: that of `shape`, else 96."""
+    """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made, or
+    to which that of `init` is interpolated; null: that of `shape` or `init`, else 96."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Encoders: stages after the main one, each at a larger side of the images."""
     smallest_window: PositiveInt | None = None
     """masked_autoencoder, distill: smallest side in pixels of the random window cut from the batch; null: none."""
     flip: bool = True
@@ -209,22 +303,80 @@ class PretrainConfig(FrozenConfig):
     """The machine, the optimiser and the seed."""
 
     @model_validator(mode="after")
-    def _is_a_stage(self) -> PretrainConfig:
-        self.stage()  # raises for what no stage can be
+    def _are_stages(self) -> PretrainConfig:
+        if self.objective == "language_model" and (self.phases or self.init is not None):
+            name = "phases" if self.phases else "init"
+            raise ValueError(f"{name}: language_model trains no encoder; leave it out")
+        if self.init_heads == "continue" and (self.init or "llm:").startswith("llm:"):
+            raise ValueError("init_heads: continue needs the folder of an encoder under init; leave it out")
+        if self.init_heads == "continue" and self.objective == "distill":
+            raise ValueError("init_heads: distill keeps no heads to continue with; leave it out")
+        if self.baseline and self.init is None:
+            raise ValueError("baseline: is about the encoder under init, and there is none; leave it out")
+        sides = [self.image_size, *(phase.image_size for phase in self.phases)]
+        for number, (before, side) in enumerate(pairwise(sides)):
+            if before is not None and side <= before:
+                raise ValueError(
+                    f"phases.{number}.image_size: expected more than the {before} px of the stage before, found {side}"
+                )
+            if self.phases[number].local_size is not None and self.objective != "dinov2":
+                raise ValueError(f"phases.{number}.local_size: {self.objective} has no local crops; leave it out")
+        self.stages()  # raises for what no stage can be
         return self
 
     def stage(self) -> StageConfig:
-        """The single stage that this configuration describes, over the whole model as one part."""
+        """The main stage that this configuration describes, over the whole model as one part."""
         part: Part = "text" if self.objective == "language_model" else "vision"
+        rate = self._rate(self.learning_rate, self.batch_size)
         return StageConfig(
             name=self.objective,
-            train={part: self.learning_rate},
+            train={part: rate},
             steps=self.steps,
             batch_size=self.batch_size,
             gradient_accumulation=self.gradient_accumulation,
             warmup_steps=self.warmup_steps,
             schedule=self.schedule,
-            final_ratio=self.final_ratio,
+            final_ratio=self._final_ratio(rate),
+            schedule_steps=self.schedule_steps,
             data=self.data,
             clip_norm=self.clip_norm,
+            clip_per_module=self.clip_per_module,
         )
+
+    def stages(self) -> list[StageConfig]:
+        """The main stage and its phases, in order."""
+        return [self.stage(), *(self._phase(phase) for phase in self.phases)]
+
+    def _phase(self, phase: PhaseConfig) -> PhaseStage:
+        """What the phase says over what the main stage is; courses of the main stage are compressed into its steps."""
+        main = self.stage()
+        said: dict[str, Any] = {name: value for name, value in phase if value is not None}
+        learning_rate = said.pop("learning_rate", self.learning_rate)
+        rate = self._rate(learning_rate, said.get("batch_size", self.batch_size))
+        said |= {
+            "name": f"{self.objective}-{phase.image_size}px",
+            "train": dict.fromkeys(main.train, rate),
+            "final_ratio": self._final_ratio(rate),
+        }
+        if learning_rate != self.learning_rate:
+            optimizer = main.optimizer or self.training.optimizer
+            muon = optimizer.muon_learning_rate * learning_rate / self.learning_rate
+            said["optimizer"] = optimizer.model_copy(update={"muon_learning_rate": muon})
+        said.setdefault("warmup_steps", main.warmup_steps * phase.steps // main.steps)
+        if main.schedule_steps is not None:
+            said["schedule_steps"] = max(1, main.schedule_steps * phase.steps // main.steps)
+        return PhaseStage(**(dict(main) | said))
+
+    def _rate(self, learning_rate: float, batch_size: int) -> float:
+        """A learning rate of the recipe, for batches of this size."""
+        return learning_rate * math.sqrt(batch_size / self.base_batch_size) if self.base_batch_size else learning_rate
+
+    def _final_ratio(self, rate: float) -> float:
+        """Share of the learning rate `rate` that is left at the end. Raises ValueError for two answers, or a rise."""
+        if self.final_learning_rate is None:
+            return self.final_ratio
+        if self.final_ratio:
+            raise ValueError("final_ratio and final_learning_rate say the same; leave one out")
+        if self.final_learning_rate > rate:
+            raise ValueError(f"final_learning_rate: expected at most {rate:g}, found {self.final_learning_rate:g}")
+        return self.final_learning_rate / rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,35 @@ from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.objectives.block_masks import block_mask
+from unclipped.objectives.dino_side import DINO_HEADS, DinoHeads, save_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
 from unclipped.objectives.trunk import Trunk, save_trunk
-from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.batches import Examples
+from unclipped.training.config import PhaseStage, PretrainConfig, StageConfig
+from unclipped.training.continued import goes_on, heads_notes, take_dino_heads
 from unclipped.training.device import world
-from unclipped.training.fresh_trunk import first_images, fresh_trunk, measured_rule
-from unclipped.training.stages import Job
+from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule
+from unclipped.training.resolution import Resolution
+from unclipped.training.stages import Job, stage_seed
 
 
 class CropExamples:
     """Example i is an image of draw i; its crops, colours and masks are functions of the seed and i."""
 
-    def __init__(self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, trunk: Trunk) -> None:
-        """`rule`: side of the global crops, mean and standard deviation."""
+    def __init__(
+        self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, trunk: Trunk, *, local_size: int
+    ) -> None:
+        """`rule`: side of the global crops, mean and standard deviation. `local_size`: side of the local ones."""
         assert rule.size is not None
         self.mixture, self.rule, self.options, self.seed = mixture, rule, config.dinov2, config.training.seed
+        self.local_size = local_size
         options, side = config.dinov2, rule.size[0]
         self.grid = (side // trunk.patch_size[0], side // trunk.patch_size[1])
-        local = options.local_size // trunk.patch_size[0], options.local_size // trunk.patch_size[1]
+        local = local_size // trunk.patch_size[0], local_size // trunk.patch_size[1]
         self.num_patches = 2 * self.grid[0] * self.grid[1] + options.local_crops * local[0] * local[1]
         self.crop = MultiCrop(
             side,
-            options.local_size,
+            local_size,
             options.local_crops,
             options.global_scale,
             options.local_scale,
@@ -50,14 +58,14 @@ class CropExamples:
         """`global_crops` (2·B, C, S, S), `local_crops` (L·B, C, s, s), `mask` (2·B, patches), `sample_ids`."""
         loaded = [self.mixture.first_good(index, lambda item, i=index: self._views(item, i)) for index in indices]
         views = [crops for _, crops in loaded]
-        channels, small = self.rule.channels, self.options.local_size
+        channels, small = self.rule.channels, self.local_size
         global_crops = [view[number] for number in range(2) for view in views]
         local_crops = [view[2 + number] for number in range(self.options.local_crops) for view in views]
         none = np.zeros((0, small, small, channels), dtype=np.uint8)
         masks = [self._mask(index, number) for number in range(2) for index in indices]
         return {
-            "global_crops": self._normalised(np.stack(global_crops)),
-            "local_crops": self._normalised(np.stack(local_crops) if local_crops else none),
+            "global_crops": normalised(np.stack(global_crops), self.rule),
+            "local_crops": normalised(np.stack(local_crops) if local_crops else none, self.rule),
             "mask": torch.from_numpy(np.stack(masks)),
             "sample_ids": [name for name, _ in loaded],
         }
@@ -76,8 +84,8 @@ class CropExamples:
         image = load_image(
             part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
         )
-        pixels = np.asarray(image.convert("L" if rule.channels == 1 else "RGB"))
-        return item.id, self.crop(pixels.reshape(*pixels.shape[:2], rule.channels), generator)
+        mode = "L" if rule.channels == 1 else "RGB"
+        return item.id, self.crop(image if image.mode == mode else image.convert(mode), generator)
 
     def _mask(self, index: int, number: int) -> np.ndarray:
         """(patches,) bool of global crop `number`."""
@@ -86,51 +94,80 @@ class CropExamples:
         count = round(generator.uniform(*self.options.mask_ratio) * patches) if is_masked else 0
         return block_mask(self.grid, count, generator).reshape(-1)
 
-    def _normalised(self, crops: np.ndarray) -> Tensor:
-        """(N, side, side, C) uint8 → (N, C, side, side) on the encoder's scale."""
-        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-        mean, std = torch.tensor(self.rule.mean).view(-1, 1, 1), torch.tensor(self.rule.std).view(-1, 1, 1)
-        return (pixels - mean) / std
+
+def normalised(crops: np.ndarray, rule: ImageRule) -> Tensor:
+    """(N, side, side, C) uint8 → (N, C, side, side) on the encoder's scale."""
+    planes = torch.from_numpy(crops).permute(0, 3, 1, 2)
+    pixels = planes.to(torch.float32, memory_format=torch.contiguous_format)  # once, then in place
+    mean, std = torch.tensor(rule.mean).view(-1, 1, 1), torch.tensor(rule.std).view(-1, 1, 1)
+    return pixels.div_(255).sub_(mean).div_(std)
 
 
 def dinov2_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the encoder and describe the training; the teacher's encoder is what is saved.
 
-    Raises UsageError for a batch in which KoLeo finds no neighbour, for fsdp2, and for shapes that do not fit.
+    Raises UsageError for a batch in which KoLeo finds no neighbour, and for shapes that do not fit.
     """
-    processes = world()[1]
-    if config.training.parallel == "fsdp2" and processes > 1:
-        raise UsageError("training.parallel: dinov2 keeps a whole teacher on each process; use ddp")
-    each = config.batch_size // (config.gradient_accumulation * processes)
-    if config.dinov2.koleo_weight and each < 2:
-        raise UsageError(
-            f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
-            "batch_size, lower gradient_accumulation, or set dinov2.koleo_weight to 0"
-        )
+    stages = config.stages()
+    for stage in stages:
+        each = stage.batch_size // (stage.gradient_accumulation * world()[1])
+        if config.dinov2.koleo_weight and each < 2:
+            raise UsageError(
+                f"batch_size: koleo needs at least two images in a micro-batch of one process, found {each}; raise "
+                "batch_size, lower gradient_accumulation, or set dinov2.koleo_weight to 0"
+            )
     torch.manual_seed(config.training.seed)
     trunk, side = fresh_trunk(config, maskable=True)
-    _check_local_size(trunk, config.dinov2.local_size)
-    declare_objective(trunk.encoder.model.config, "self_supervised")  # whatever the family usually stands for
+    declared = declared_objective(trunk, "self_supervised")
+    declare_objective(trunk.encoder.model.config, declared)  # whatever the family usually stands for
     mixture = Mixture(config.data, config.training.seed)
-    rule = measured_rule(trunk, side, first_images(mixture))
-    examples = CropExamples(mixture, rule, config, trunk)
-    made: list[DinoV2Objective] = []
+    rule = image_rule(config, trunk, side, first_images(mixture))
+    torch.manual_seed(stage_seed(config.training, 0))  # heads are new tensors of the main stage
+    objective: Any = DinoV2Objective(trunk, config.dinov2, steps=stages[0].schedule_length)
+    if goes_on(config):
+        take_dino_heads(config, objective)
+    resolution = Resolution(config, rule, (trunk, objective.teacher.trunk))
+    resolution.notes += heads_notes(config, DINO_HEADS)
+    for number, stage in enumerate(stages):
+        where = f"phases.{number - 1}.local_size" if number else "dinov2.local_size"
+        _check_local_size(trunk, _local_size(config, resolution, trunk, stage), where)
 
     def make_objective(stage: StageConfig, carried: dict[str, Any]) -> DinoV2Objective:
-        made.append(DinoV2Objective(trunk, config.dinov2, steps=stage.steps))
-        return made[-1]
+        resolution.enter(stage)
+        objective.start_stage(stage.schedule_length)
+        return objective
+
+    def make_examples(stage: StageConfig) -> Examples:
+        local_size = _local_size(config, resolution, trunk, stage)
+        examples = CropExamples(mixture, resolution.rule_of(stage), config, trunk, local_size=local_size)
+        return resolution.later(stage, examples)
 
     def save(folder: Path) -> None:
-        teacher: Any = made[-1].teacher
-        save_trunk(teacher.trunk, folder, rule)
+        teacher = objective.teacher
+        save_trunk(teacher.trunk, folder, resolution.rule)
+        save_dino_heads(folder, DinoHeads(teacher.dino_head, teacher.ibot_head, teacher.trunk.mask_token))
 
-    return Job(model=trunk, make_objective=make_objective, make_examples=lambda stage: examples, save=save)
+    return Job(
+        model=objective,
+        make_objective=make_objective,
+        make_examples=make_examples,
+        save=save,
+        fit=resolution.enter,
+        notes=resolution.notes,
+    )
 
 
-def _check_local_size(trunk: Trunk, local_size: int) -> None:
+def _local_size(config: PretrainConfig, resolution: Resolution, trunk: Trunk, stage: StageConfig) -> int:
+    """Side in pixels of the local crops of a stage: what the phase says, else in proportion to its images."""
+    if isinstance(stage, PhaseStage) and stage.local_size is not None:
+        return stage.local_size
+    return resolution.scaled(stage, config.dinov2.local_size, math.lcm(*trunk.patch_size))
+
+
+def _check_local_size(trunk: Trunk, local_size: int, where: str) -> None:
     """Raise UsageError for local crops that whole patches do not fill."""
     if any(local_size % patch for patch in trunk.patch_size):
         raise UsageError(
-            f"dinov2.local_size: local crops of {local_size} px are no multiple of the patch of "
+            f"{where}: local crops of {local_size} px are no multiple of the patch of "
             f"{trunk.patch_size[0]}×{trunk.patch_size[1]} px"
         )

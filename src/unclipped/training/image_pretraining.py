@@ -23,11 +23,15 @@ from unclipped.encoders.vit_mae_init import fill_table
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.images.rules import apply_rule
+from unclipped.objectives.autoencoder_folder import decoder_options
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderObjective
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
 from unclipped.objectives.trunk import Trunk, build_trunk, save_trunk
-from unclipped.training.config import PretrainConfig
-from unclipped.training.fresh_trunk import first_images, measured_rule, side_of
+from unclipped.training.batches import Examples
+from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.continued import autoencoder, goes_on, heads_notes
+from unclipped.training.fresh_trunk import declared_objective, first_images, fresh_trunk, image_rule, side_of
+from unclipped.training.resolution import Resolution
 from unclipped.training.stages import Job
 
 _SMALL = {
@@ -62,8 +66,7 @@ def build_autoencoder(
         if not is_decoder:
             model: Any = trunk.encoder.model
             fill_table(model.embeddings.position_embeddings.data)
-            keep_as_buffer(model, "embeddings.position_embeddings")
-        return MaskedAutoencoder(trunk, config or MaskedAutoencoderConfig())
+        return _around(trunk, config)
     if config not in (None, MaskedAutoencoderConfig()):
         raise UsageError(
             "masked_autoencoder: the shape of a vit_mae names mask and decoder itself (mask_ratio, norm_pix_loss, "
@@ -83,31 +86,41 @@ def build_autoencoder(
             f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
         )
     given: Any = ViTMAEConfig.from_dict(merged)
-    options = MaskedAutoencoderConfig(
-        mask_ratio=given.mask_ratio,
-        normalise_pixels=given.norm_pix_loss,
-        decoder_width=given.decoder_hidden_size,
-        decoder_blocks=given.decoder_num_hidden_layers,
-        decoder_heads=given.decoder_num_attention_heads,
-        decoder_hidden=given.decoder_intermediate_size,
-    )
+    options = decoder_options(given)  # before the encoder's mask is switched off
     return MaskedAutoencoder(Trunk(build_encoder(given)), options, eps=given.layer_norm_eps)
+
+
+def _around(trunk: Trunk, config: MaskedAutoencoderConfig | None) -> MaskedAutoencoder:
+    """A fresh decoder for a trunk, whose position table, where it has one, is trained no more."""
+    model: Any = trunk.encoder.model
+    if trunk.encoder.spec.image_size is not None:
+        keep_as_buffer(model, "embeddings.position_embeddings")
+    return MaskedAutoencoder(trunk, config or MaskedAutoencoderConfig())
 
 
 class ImageExamples:
     """Example i is an image of draw i, stretched to a square; window, flip and mask are functions of the seed and i."""
 
-    def __init__(self, mixture: Mixture, rule: ImageRule, config: PretrainConfig, *, num_patches: int) -> None:
-        """`rule`: the stretch, and the mean and standard deviation. `num_patches`: masked and shown of each image."""
+    def __init__(
+        self,
+        mixture: Mixture,
+        rule: ImageRule,
+        config: PretrainConfig,
+        *,
+        batch_size: int,
+        smallest_window: int | None,
+        first: int = 0,
+    ) -> None:
+        """`rule`: the stretch, and the mean and standard deviation. `batch_size`: images of a step, all of which have
+        one window of `smallest_window` px or more. `first`: the first draw of the first step."""
         assert rule.size is not None
-        self.mixture, self.rule, self.num_patches = mixture, rule, num_patches
+        self.mixture, self.rule, self.first = mixture, rule, first
         self.side, self.seed = rule.size[0], config.training.seed
-        self.batch_size, self.flip, self.objective = config.batch_size, config.flip, config.objective
-        self.smallest_window = config.smallest_window or self.side
+        self.num_patches = (self.side // rule.patch_size[0]) * (self.side // rule.patch_size[1])
+        self.batch_size, self.flip, self.objective = batch_size, config.flip, config.objective
+        self.smallest_window = smallest_window or self.side
         if self.smallest_window > self.side:
-            raise UsageError(
-                f"smallest_window: {config.smallest_window} is larger than the image side of {self.side} px"
-            )
+            raise UsageError(f"smallest_window: {smallest_window} is larger than the image side of {self.side} px")
         is_fixed = mixture.config.augment is None and all(s.augment is None for s in mixture.config.sources)
         self._cache: OrderedDict[tuple[int, ...], np.ndarray] | None = OrderedDict() if is_fixed else None
 
@@ -120,8 +133,9 @@ class ImageExamples:
         if self.flip:
             mirrored = torch.tensor([bool(g.random() < 0.5) for g in generators])
             pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        step = self.first + (indices[0] - self.first) // self.batch_size  # a number that no other stage has
         return {
-            "pixel_values": self.normalise(self._window(pixels.float() / 255, indices[0] // self.batch_size)),
+            "pixel_values": self.normalise(self._window(pixels.float() / 255, step)),
             "noise": torch.from_numpy(noise),
             "sample_ids": [name for name, _ in loaded],
         }
@@ -173,31 +187,54 @@ class ImageExamples:
         return self.__dict__ | {"_cache": OrderedDict() if self._cache is not None else None}
 
 
+def image_examples(mixture: Mixture, resolution: Resolution, config: PretrainConfig, stage: StageConfig) -> Examples:
+    """The images of a stage, which go on where those of the stage before ended; the window grows with the side."""
+    smallest = config.smallest_window and resolution.scaled(stage, config.smallest_window)
+    first, rule = resolution.first_draw(stage), resolution.rule_of(stage)
+    examples = ImageExamples(mixture, rule, config, batch_size=stage.batch_size, smallest_window=smallest, first=first)
+    return resolution.later(stage, examples)
+
+
 def masked_autoencoder_job(config: PretrainConfig) -> Job:
     """Measure the pixels, build the autoencoder and describe the training. Raises UsageError and DataError."""
     torch.manual_seed(config.training.seed)
-    model = build_autoencoder(config.shape, config.image_size, config.masked_autoencoder)
-    trunk = model.trunk
-    side = side_of(trunk, config.image_size)
+    if config.init is not None:
+        trunk, side = fresh_trunk(config)
+        if goes_on(config):
+            model = autoencoder(config)
+            model.trunk = trunk  # the same weights, with what the recipe changes
+        else:
+            model = _around(trunk, config.masked_autoencoder)
+    else:
+        model = build_autoencoder(config.shape, config.image_size, config.masked_autoencoder)
+        trunk, side = model.trunk, side_of(model.trunk, config.image_size)
     mixture = Mixture(config.data, config.training.seed)
-    rule = measured_rule(trunk, side, first_images(mixture))
-    num_patches = (side // trunk.patch_size[0]) * (side // trunk.patch_size[1])
-    model.visible(num_patches)
+    rule = image_rule(config, trunk, side, first_images(mixture))
+    model.visible((side // trunk.patch_size[0]) * (side // trunk.patch_size[1]))
     encoder_config: Any = trunk.encoder.model.config
-    declare_objective(encoder_config, "self_supervised")  # whatever the family usually stands for
+    declared = declared_objective(trunk, "self_supervised")
+    declare_objective(encoder_config, declared)  # whatever the family usually stands for
+    resolution = Resolution(config, rule, (trunk,))
+    resolution.notes += heads_notes(config, None)
+
+    def make_objective(stage: StageConfig, carried: dict[str, Any]) -> MaskedAutoencoderObjective:
+        resolution.enter(stage)
+        return MaskedAutoencoderObjective(model)
 
     def save(folder: Path) -> None:
         if encoder_config.model_type != "vit_mae":
-            return save_trunk(trunk, folder, rule)
+            return save_trunk(trunk, folder, resolution.rule)
         encoder_config.mask_ratio = model.options.mask_ratio  # for who goes on training it as a ViTMAE
         try:
-            save_trunk(trunk, folder, rule)
+            save_trunk(trunk, folder, resolution.rule)
         finally:
             encoder_config.mask_ratio = 0.0  # in the encoder, which sees what it is given
 
     return Job(
         model=model,
-        make_objective=lambda stage, carried: MaskedAutoencoderObjective(model),
-        make_examples=lambda stage: ImageExamples(mixture, rule, config, num_patches=num_patches),
+        make_objective=make_objective,
+        make_examples=lambda stage: image_examples(mixture, resolution, config, stage),
         save=save,
+        fit=resolution.enter,
+        notes=resolution.notes,
     )

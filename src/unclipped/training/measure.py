@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from unclipped.objectives.base import Batch, Objective
+from unclipped.objectives.health import evaluating
 
 
 def parameter_table(objective: Objective) -> dict[str, dict[str, int]]:
@@ -64,15 +65,15 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 def count_flops(objective: Objective, batch: Batch, device: torch.device, autocast: torch.dtype | None) -> int:
     """Floating-point operations of forward and backward on `batch` (products of matrices and attention).
 
-    Leaves gradients empty and the random state as it was.
+    Counted in evaluation mode, in which objectives note nothing for their next step. Leaves gradients empty, and modes
+    and the random state as they were.
     """
     inputs = {
         key: value.to(device) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
         if key != "sample_ids"
     }
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+    with evaluating(objective, device), FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             loss = objective(**inputs)["loss"]
         if loss.requires_grad:
@@ -84,11 +85,14 @@ def count_flops(objective: Objective, batch: Batch, device: torch.device, autoca
 def estimate_flops(objective: Objective, batch: Batch) -> int:
     """6 · parameters · tokens, text tokens for the text part and patches for the vision part; attention left out.
 
-    For models that no single process can hold, where `count_flops` cannot run.
+    Where all is one part, as in the pretraining of an encoder: 6 · trained and 2 · frozen parameters (a teacher) ·
+    tokens. For models that no single process can hold, where `count_flops` cannot run.
     """
     tokens = objective.num_tokens(batch)
-    patches = batch["pixel_values"].shape[0] if "pixel_values" in batch else 0
     table = parameter_table(objective)
+    if len(table) == 2:  # one part, and the row `all`
+        return (4 * table["all"]["trainable"] + 2 * table["all"]["total"]) * tokens
+    patches = batch["pixel_values"].shape[0] if "pixel_values" in batch else 0
     sizes = {part: row["total"] for part, row in table.items() if part != "all"}
     return 6 * sum(size * (tokens if part == "text" else patches) for part, size in sizes.items())
 

@@ -12,8 +12,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from unclipped.core.errors import UsageError, nearest
+from unclipped.objectives.schedules import cosine
 from unclipped.training.config import OptimizerConfig, Part, StageConfig
 from unclipped.training.muon import Muon
+from unclipped.training.rate_factors import rate_factors
 
 
 class JoinedOptimizer(Optimizer):
@@ -85,12 +87,15 @@ def hidden_matrices(model: nn.Module, part_of: Callable[[str], Part]) -> set[str
 def parameter_groups(
     model: nn.Module, stage: StageConfig, config: OptimizerConfig, part_of: Callable[[str], Part]
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters by (part, optimiser, decayed or not), in an order fixed by the model.
+    """Groups of the trainable parameters by (part, optimiser, decayed or not, factor on the learning rate), in an order
+    fixed by the model.
 
-    Raises UsageError when the stage gives a learning rate to a part that has no trainable parameter.
+    Raises UsageError when the stage gives a learning rate to a part that has no trainable parameter, and as
+    `rate_factors`.
     """
     matrices = hidden_matrices(model, part_of) if config.name == "muon" else set()
-    groups: dict[tuple[str, str, bool], list[nn.Parameter]] = {}
+    factors = rate_factors(model, config)
+    groups: dict[tuple[str, str, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -100,7 +105,8 @@ def parameter_groups(
                 f"stage '{stage.name}': parameter {name} is trainable, but its part '{part}' is not trained"
             )
         kind = "muon" if name in matrices and part in config.muon_parts else "adamw"
-        groups.setdefault((part, kind, parameter.ndim >= 2), []).append(parameter)
+        factor = factors.get(id(parameter), 1.0)
+        groups.setdefault((part, kind, parameter.ndim >= 2, factor), []).append(parameter)
     for part in stage.train:
         if not any(key[0] == part for key in groups):
             present = sorted({part_of(name) for name, _ in model.named_parameters()})
@@ -109,12 +115,13 @@ def parameter_groups(
 
 
 def _group(
-    part: str, kind: str, is_matrix: bool, parameters: list[nn.Parameter], stage: StageConfig, config: OptimizerConfig
-) -> dict[str, Any]:
-    group: dict[str, Any] = {"params": parameters, "part": part, "optimizer": kind}
+    part: str, kind: str, is_matrix: bool, factor: float, parameters: list[nn.Parameter], stage: StageConfig,
+    config: OptimizerConfig,
+) -> dict[str, Any]:  # fmt: skip
+    group: dict[str, Any] = {"params": parameters, "part": part, "optimizer": kind, "factor": factor}
     if kind == "muon":
         return group | {
-            "lr": config.muon_learning_rate * config.muon_scale.get(part, 1.0),  # type: ignore[call-overload]
+            "lr": config.muon_learning_rate * config.muon_scale.get(part, 1.0) * factor,  # type: ignore[call-overload]
             "momentum": config.muon_momentum,
             "weight_decay": config.muon_weight_decay,
             "adjust_lr_fn": "original",
@@ -123,10 +130,11 @@ def _group(
     if isinstance(decay, dict):
         decay = decay.get(part, 0.0)  # type: ignore[call-overload]
     return group | {
-        "lr": stage.train[part],  # type: ignore[index]
+        "lr": stage.train[part] * factor,  # type: ignore[index]
         "betas": config.betas,
         "eps": config.epsilon,
         "weight_decay": decay if is_matrix else 0.0,
+        "is_decayed": is_matrix,
         "fused": all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters),
     }
 
@@ -142,7 +150,7 @@ class Course:
     """Factor on the learning rates as a function of the number of finished steps: linear warm-up, then the schedule."""
 
     def __init__(self, stage: StageConfig) -> None:
-        self.schedule, self.steps, self.warmup_steps = stage.schedule, stage.steps, stage.warmup_steps
+        self.schedule, self.steps, self.warmup_steps = stage.schedule, stage.schedule_length, stage.warmup_steps
         self.final_ratio = stage.final_ratio
 
     def __call__(self, step: int) -> float:
@@ -156,14 +164,38 @@ class Course:
         return self.final_ratio + (1.0 - self.final_ratio) * falling
 
 
-def build_scheduler(optimizer: Optimizer, stage: StageConfig) -> LambdaLR:
-    """The learning-rate scheduler of a stage; one call of `step()` for each optimiser step."""
-    return LambdaLR(optimizer, Course(stage))
+class StageScheduler(LambdaLR):
+    """Learning rates on the course of a stage, and AdamW's weight decay on half a cosine where it has a final value."""
+
+    def __init__(self, optimizer: Optimizer, stage: StageConfig, config: OptimizerConfig) -> None:
+        self.decays, self.decay_steps = (config.weight_decay, config.final_weight_decay), stage.schedule_length
+        super().__init__(optimizer, Course(stage))
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        first, final = self.decays
+        if final is None:
+            return
+        assert isinstance(first, float)  # the configuration allows no table of parts beside a final value
+        for group in self.optimizer.param_groups:
+            if group.get("is_decayed"):
+                group["weight_decay"] = cosine(first, final, self.last_epoch, self.decay_steps)
+
+
+def build_scheduler(optimizer: Optimizer, stage: StageConfig, config: OptimizerConfig | None = None) -> StageScheduler:
+    """The scheduler of a stage; one call of `step()` for each optimiser step. `config`: null, the defaults."""
+    return StageScheduler(optimizer, stage, config or OptimizerConfig())
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """Present learning rate of each part, and of its hidden matrices under Muon as `PART.muon`."""
+    """Present learning rate of each part before factors of its layers, and of its hidden matrices under Muon as
+    `PART.muon`."""
     return {
-        group["part"] + (".muon" if group["optimizer"] == "muon" else ""): float(group["lr"])
+        group["part"] + (".muon" if group["optimizer"] == "muon" else ""): float(group["lr"]) / group.get("factor", 1.0)
         for group in optimizer.param_groups
     }
+
+
+def weight_decays(optimizer: Optimizer) -> dict[str, float]:
+    """Present weight decay of the decayed parameters of each part under AdamW."""
+    return {group["part"]: float(group["weight_decay"]) for group in optimizer.param_groups if group.get("is_decayed")}

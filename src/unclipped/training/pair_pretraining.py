@@ -21,12 +21,15 @@ from unclipped.images.decode import load_image
 from unclipped.images.rules import apply_rule
 from unclipped.objectives.base import Objective
 from unclipped.objectives.caption_tokens import CaptionTokens
-from unclipped.objectives.text_side import PAIR_OBJECTIVES, save_text_side
+from unclipped.objectives.side_files import fill_side
+from unclipped.objectives.text_side import PAIR_OBJECTIVES, TEXT_SIDE, save_text_side
 from unclipped.objectives.trunk import Trunk, save_trunk
 from unclipped.training.batches import Examples
 from unclipped.training.config import PretrainConfig, StageConfig
+from unclipped.training.continued import goes_on, heads_notes, text_side
 from unclipped.training.device import world
-from unclipped.training.fresh_trunk import MEASURED_IMAGES, fresh_trunk, measured_rule
+from unclipped.training.fresh_trunk import MEASURED_IMAGES, declared_objective, fresh_trunk, image_rule
+from unclipped.training.resolution import Resolution
 from unclipped.training.stages import Job
 from unclipped.training.tokenizer import train_tokenizer
 
@@ -83,12 +86,14 @@ def pair_job(
     make_model_and_objective: MakeModel,
     *,
     declared: Literal["contrastive", "sigmoid", "captioning"],
+    side_name: str,
     save_text: SaveText | None = None,
     make_examples: MakeExamples | None = None,
 ) -> Job:
     """Train the tokenizer on the captions, measure the pixels, build the trunk and describe the training.
 
-    `declared`: what the saved encoder says of its training; `contrastive` and `sigmoid` make it a baseline. The model
+    `declared`: what the saved encoder says of its training; `contrastive` and `sigmoid` make it a baseline.
+    `side_name`: the folder beside the encoder that holds the text side. The model
     folder is the trunk and what `save_text` adds; batches are those of `PairExamples` or what `make_examples` makes of
     them. `config.pairs` says how long a caption may be. Raises UsageError for shapes that do not fit and data that are
     not read pair by pair, DataError for samples that are no pairs.
@@ -100,26 +105,41 @@ def pair_job(
     torch.manual_seed(config.training.seed)
     trunk, side = fresh_trunk(config)
     plain = Mixture(_unaugmented(data), config.training.seed)
-    tokenizer = train_tokenizer(config.tokenizer, (caption for _, caption in _pairs(plain, config.tokenizer.documents)))
+    continued = text_side(config, side_name) if goes_on(config) else None
+    if continued is None:
+        captions_to_learn = (caption for _, caption in _pairs(plain, config.tokenizer.documents))
+        tokenizer = train_tokenizer(config.tokenizer, captions_to_learn)
+    else:
+        tokenizer = continued.tokenizer
     captions = CaptionTokens(tokenizer, config.pairs.context_length, config.pairs.long_captions)
-    rule = measured_rule(trunk, side, (image for image, _ in _pairs(plain, MEASURED_IMAGES)))
+    rule = image_rule(config, trunk, side, (image for image, _ in _pairs(plain, MEASURED_IMAGES)))
     model, objective = make_model_and_objective(config, trunk, tokenizer)
-    declare_objective(trunk.encoder.model.config, declared)
+    if continued is not None:
+        fill_side(model, continued.tensors, continued.folder)
+    declare_objective(trunk.encoder.model.config, declared_objective(trunk, declared))
+    resolution = Resolution(config, rule, (trunk,))
+    resolution.notes += heads_notes(config, side_name)
+
+    def make_objective(stage: StageConfig, carried: dict[str, Any]) -> Objective:
+        resolution.enter(stage)
+        return objective
 
     def save(folder: Path) -> None:
-        save_trunk(trunk, folder, rule)
+        save_trunk(trunk, folder, resolution.rule)
         if save_text is not None:
-            save_text(folder, model, tokenizer, rule)
+            save_text(folder, model, tokenizer, resolution.rule)
 
     def examples(stage: StageConfig) -> Examples:
-        pairs = PairExamples(Mixture(data, config.training.seed), rule, captions)
-        return pairs if make_examples is None else make_examples(pairs)
+        pairs = PairExamples(Mixture(data, config.training.seed), resolution.rule_of(stage), captions)
+        return resolution.later(stage, pairs if make_examples is None else make_examples(pairs))
 
     return Job(
         model=model,
-        make_objective=lambda stage, carried: objective,
+        make_objective=make_objective,
         make_examples=examples,
         save=save,
+        fit=resolution.enter,
+        notes=resolution.notes,
     )
 
 
@@ -128,7 +148,7 @@ def comparison_job(config: PretrainConfig) -> Job:
 
     Raises UsageError for a batch without a second pair to compare with, and as `pair_job`.
     """
-    compared = config.batch_size // config.gradient_accumulation
+    compared = min(stage.batch_size // stage.gradient_accumulation for stage in config.stages())
     if compared < 2:
         raise UsageError(
             f"batch_size: {config.objective} compares at least two pairs of a micro-batch (over all "
@@ -143,7 +163,7 @@ def comparison_job(config: PretrainConfig) -> Job:
     def save_text(folder: Path, model: nn.Module, tokenizer: Any, rule: ImageRule) -> None:
         save_text_side(folder, model, tokenizer, rule, objective=config.objective, pairs=config.pairs)
 
-    return pair_job(config, make, declared=kind.declared, save_text=save_text)
+    return pair_job(config, make, declared=kind.declared, side_name=TEXT_SIDE, save_text=save_text)
 
 
 def _unaugmented(data: DataConfig) -> DataConfig:

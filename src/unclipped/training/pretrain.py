@@ -30,4 +30,4 @@ def pretrain(config: PretrainConfig, output: str | Path, *, resume: bool = False
         from unclipped.training.distill_pretraining import distill_job as make_job
     else:
         from unclipped.training.image_pretraining import masked_autoencoder_job as make_job
-    return run_stages(make_job(config), [config.stage()], config.training, output, resume=resume)
+    return run_stages(make_job(config), config.stages(), config.training, output, resume=resume)

@@ -18,7 +18,7 @@ from unclipped.core.files import write_json
 from unclipped.objectives.base import Objective
 from unclipped.training import checkpoint as checkpoints
 from unclipped.training import measure
-from unclipped.training.batches import Examples, StageBatches
+from unclipped.training.batches import Examples, StageBatches, check_shares
 from unclipped.training.checkpoint import Position
 from unclipped.training.config import StageConfig, TrainingConfig
 from unclipped.training.device import choose_device, choose_precision, compile_blocks, uncompile_blocks, world
@@ -53,6 +53,10 @@ class Job:
     """Called before a stage starts (not when it is resumed half-way)."""
     skip: Callable[[StageConfig], str | None] = field(default=lambda stage: None)
     """Why a stage has nothing to learn, if so; it is then recorded and passed over."""
+    fit: Callable[[StageConfig], None] = field(default=lambda stage: None)
+    """Give the model the shapes that it has after a stage; called before weights of that stage are loaded."""
+    notes: list[str] = field(default_factory=list)
+    """What there is to say and record when a stage has been prepared; then emptied."""
 
 
 def run_stages(
@@ -68,6 +72,11 @@ def run_stages(
     return _Run(job, list(stages), training, Path(output), resume).go()
 
 
+def stage_seed(training: TrainingConfig, index: int) -> int:
+    """Seed of stage `index`: new tensors, the order of batches, units that are dropped."""
+    return training.seed * 1000 + index
+
+
 class _Run:
     def __init__(
         self, job: Job, stages: list[StageConfig], training: TrainingConfig, output: Path, resume: bool
@@ -78,6 +87,8 @@ class _Run:
         self.device = choose_device(training.device)
         self.autocast = choose_precision(training.precision, self.device)
         self.rank, self.world_size = world()
+        for stage in stages:
+            check_shares(stage, self.world_size)  # of the last one, too, before the first is trained
         self.is_sharded = training.parallel == "fsdp2" and self.world_size > 1
         if self.is_sharded and training.gradient_checkpointing:
             raise UsageError("training: gradient_checkpointing with fsdp2 is not supported; switch one of them off")
@@ -138,6 +149,8 @@ class _Run:
             self._load_finished(state)
 
     def _load_finished(self, state: dict[str, Any]) -> None:
+        self.job.fit(self.stages[self.position.stage_index])  # type: ignore[union-attr]
+        self.job.notes.clear()  # that stage is past, and recorded
         try:
             load_whole(self.job.model, state["model"])
         except RuntimeError as error:
@@ -165,7 +178,7 @@ class _Run:
             self._finish_stage(index, stage)
             return
         is_resumed = self.position is not None and self.position.stage_index == index
-        seed = self.training.seed * 1000 + index
+        seed = stage_seed(self.training, index)
         torch.manual_seed(seed)  # new tensors of the stage
         objective = self.job.make_objective(stage, self.carried)
         batches = StageBatches(
@@ -185,6 +198,11 @@ class _Run:
                 self.job.prepare(stage, batches, here)
             entry = self._new_entry(index, stage, objective, batches)
             self._draw(index, stage, objective, batches, "start")
+        if self.job.notes and not is_resumed:
+            entry["notes"] = list(self.job.notes)
+        self.job.notes.clear()
+        for note in entry.get("notes", []):
+            self.reporter.say(f"stage {stage.name}: {note}")
         self.reporter.parameter_table(stage.name, entry["parameters"])
         trainer = self._train(index, stage, objective, batches, stop, seed, entry, is_resumed)
         self._complete_entry(entry, trainer)
@@ -204,7 +222,7 @@ class _Run:
         entry["parameters"] = measure.parameter_table(objective)
         if self.is_sharded:
             per_micro_batch = measure.estimate_flops(objective, batches[0])
-            method = "6 · parameters · tokens (patches for the vision part), estimated; attention not included"
+            method = "6 · parameters · tokens (vision part: patches; teacher: 2), estimated; attention not included"
         else:
             objective.to(self.device).train()
             per_micro_batch = measure.count_flops(objective, batches[0], self.device, self.autocast)

@@ -22,10 +22,11 @@ from unclipped.objectives.base import Batch, Counts, Objective
 from unclipped.objectives.health import CollapseDetector, undisturbed
 from unclipped.training import checkpoint as checkpoints
 from unclipped.training.batches import StageBatches, StageLoader
+from unclipped.training.clipping import clip_each, joint_norm, parameters_by_module
 from unclipped.training.config import OptimizerConfig, StageConfig, TrainingConfig
 from unclipped.training.device import trainer_arguments
 from unclipped.training.interrupt import StopRequest, TrainingInterrupted
-from unclipped.training.optim import build_optimizer, build_scheduler, learning_rates
+from unclipped.training.optim import build_optimizer, build_scheduler, learning_rates, weight_decays
 from unclipped.training.parallel import any_rank, load_whole, shard_optimizer_state, sum_over_ranks, whole
 from unclipped.training.progress import Reporter
 from unclipped.training.sparse import SparseSteps
@@ -105,7 +106,7 @@ class UnclippedTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None:
-            self.lr_scheduler = build_scheduler(self.plain_optimizer, self.stage)
+            self.lr_scheduler = build_scheduler(self.plain_optimizer, self.stage, self.optimizer_config)
         return self.lr_scheduler
 
     # One step
@@ -167,6 +168,14 @@ class UnclippedTrainer(Trainer):
     def floating_point_ops(self, inputs: Batch) -> int:
         return 0  # measured once for each stage instead, see measure.py
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if not self.stage.clip_per_module:
+            return super()._clip_grad_norm(model)
+        norms = clip_each(parameters_by_module(self.objective), self.args.max_grad_norm)
+        for name, norm in norms.items():
+            self._module_norms[name] = self._module_norms[name] + norm if name in self._module_norms else norm
+        return joint_norm(norms)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -187,12 +196,14 @@ class UnclippedTrainer(Trainer):
         if step == self._last_step:  # the loop calls once more when it ends
             return
         self._last_step = step
+        is_last, is_logged = step == self.stage.steps, step % self.training.log_every_steps == 0
+        if is_logged or is_last:
+            self._schedules = self._decays_used | self.objective.schedules()
         self.objective.after_step()
         self._window_steps += 1
         self._norm_sum = self._norm_sum + grad_norm
         self._unchecked.append((step, self._sample_ids, self._step_parts, grad_norm))
         self._step_parts = {}
-        is_last, is_logged = step == self.stage.steps, step % self.training.log_every_steps == 0
         # Looking at a loss waits for the device, which costs nothing on the CPU only.
         if is_logged or is_last or self.args.device.type == "cpu":
             self._check_finite()
@@ -233,6 +244,8 @@ class UnclippedTrainer(Trainer):
     def _start_window(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._norm_sum: Any = 0.0
+        self._module_norms: dict[str, Any] = {}
+        """Sums of the norms of sub-modules that are clipped by themselves."""
         self._window_steps = self._num_samples = self._num_tokens = 0
         self._window_started = time.perf_counter()
         self._waited = 0.0
@@ -261,6 +274,10 @@ class UnclippedTrainer(Trainer):
             "data_waiting_share": min(1.0, self._waited / seconds),
             "seconds": self.seconds_so_far,
         }
+        if self._module_norms:
+            row["gradient_norms"] = {name: float(value) / window_steps for name, value in self._module_norms.items()}
+        if self._schedules:
+            row["schedules"] = self._schedules
         if step == self.stage.steps or (step // self.training.log_every_steps) % HEALTH_EVERY_LOGS == 1:
             row |= self._health(step)
         seconds_left = (self.stage.steps - step) * seconds / window_steps
@@ -283,8 +300,11 @@ class UnclippedTrainer(Trainer):
         return ({"health": health} if health else {}) | ({"warnings": warnings} if warnings else {})
 
     def _get_learning_rate(self) -> float:
-        """Called by the loop between the update and the scheduler: the rates that the update used."""
+        """Called by the loop between the update and the scheduler: the rates and decays that the update used."""
         self._rates_used = learning_rates(self.plain_optimizer)
+        has_course = self.optimizer_config.final_weight_decay is not None
+        decays = weight_decays(self.plain_optimizer) if has_course else {}
+        self._decays_used = {f"weight_decay.{part}": value for part, value in decays.items()}
         return next(iter(self._rates_used.values()))
 
     @property
@@ -312,6 +332,7 @@ class UnclippedTrainer(Trainer):
             "window": {
                 "sums": whole(sum_over_ranks(self._sums, self.args.device)),
                 "norm_sum": float(self._norm_sum),
+                "module_norms": {name: float(value) for name, value in self._module_norms.items()},
                 "steps": self._window_steps,
             },
             "seconds": self.seconds_so_far,
@@ -353,4 +374,5 @@ class UnclippedTrainer(Trainer):
         if self.args.process_index == 0:
             self._sums = {name: value.to(self.args.device) for name, value in window["sums"].items()}
         self._norm_sum, self._window_steps = window["norm_sum"], window["steps"]
+        self._module_norms = window["module_norms"]
         self._last_step = self.state.global_step

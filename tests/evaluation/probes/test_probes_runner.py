@@ -56,7 +56,7 @@ def questions(folder: Path, change: Callable[[str, int, dict], dict] = lambda sp
         rows = []
         for image in range(count):
             name = list(COLOURS)[image % 2]
-            paint(folder / f"{split}-{image}.png", COLOURS[name], image)
+            paint(folder / f"{split}-{image}.png", COLOURS[name], 50 * len(split) + image)
             row = {"id": f"{split}-{image}", "image": f"{split}-{image}.png", "question": "which?", "answer": name}
             rows.append(change(split, image, {**row, "category": f"kind of {name}"}))
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,12 +14,12 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.data.generated.masks import object_masks
 from unclipped.data.generated.registry import open_generated
 from unclipped.evaluation.probes.config import SegmentationConfig
+from unclipped.evaluation.probes.masks import load_segmented, masks_at
 from unclipped.evaluation.probes.segmentation import (
     Overlaps,
     confusion,
     iou_difference,
     iou_estimate,
-    load_segmented,
     mean_iou,
     measure_overlaps,
     overlaps_of,
@@ -144,8 +144,8 @@ def test_the_head_learns_what_patches_say() -> None:
         return torch.cat([shares, torch.randn(*shares.shape[:2], 3)], dim=-1)
 
     config = SegmentationConfig(steps=120, batch_size=8, learning_rate=0.05)
-    head = train_segmenter(patches(data.train), data.train, grid, (32, 32), 4, config)
-    rows = measure_overlaps(head, patches(data.test), data.test, grid, 4, config.ignore)
+    head = train_segmenter(patches(data.train), masks_at(data.train, (32, 32)), grid, 4, config)
+    rows = measure_overlaps(head, patches(data.test), data.test, grid, 4)
     assert iou_estimate(rows, **INTERVALS).value > 0.75
 
 
@@ -153,7 +153,8 @@ def folder_of_masks(folder: Path, mask: np.ndarray | Image.Image | None) -> Segm
     for split in ("train", "test"):
         (folder / split / "images").mkdir(parents=True)
         (folder / split / "masks").mkdir()
-        tiny_image().save(folder / split / "images" / "one.png")
+        size = (16, 16) if mask is None else mask.shape if isinstance(mask, np.ndarray) else mask.size
+        tiny_image(*size).save(folder / split / "images" / "one.png")
         if mask is not None:
             image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
             image.save(folder / split / "masks" / "one.png")
@@ -187,11 +188,19 @@ def test_wrong_masks(tmp_path: Path, mask: np.ndarray | None, message: str) -> N
         ({"source": "generated:captions", "options": {"as_text": True}}, "draws no image here"),
         ({"source": "generated:captions", "classes": ("a", "b")}, "generated:captions brings its own"),
         ({"source": "generated:shapes", "classes": ("a", "b")}, "brings its own"),
-        ({"source": "somewhere"}, "name the classes"),
-        ({"source": "somewhere", "classes": ("a", "b")}, "expected the folders images and masks"),
+        ({"source": "generated:shapes", "layout": "ade20k"}, "generated:shapes takes neither"),
+        ({"source": "somewhere"}, "no such folder; check segmentation.source"),
+        ({"source": "."}, r"expected <split>/images .* \(ade20k\) for the split 'train', found nothing; check source"),
+        ({"source": ".", "layout": "split_folders", "classes": ("a", "b")}, "train/images in layout split_folders"),
+        ({"source": ".", "layout": "kind_folders", "classes": ("a", "b")}, "images/train in layout kind_folders"),
+        ({"source": ".", "layout": "kind_folders"}, "name the classes"),
+        ({"source": ".", "layout": "ade20k", "classes": ("a", "b")}, "has 150 classes, found 2 names"),
+        ({"source": ".", "layout": "ade20k", "ignore": 7}, "segmentation.ignore: layout ade20k fixes it"),
+        ({"source": ".", "layout": "ade20k", "first_class": 2}, "segmentation.first_class: layout ade20k fixes it"),
     ],
 )
-def test_wrong_sources(config: dict, message: str) -> None:
+def test_wrong_sources(config: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises((UsageError, DataError), match=message):
         load_segmented(SegmentationConfig(**config))
 
@@ -199,4 +208,4 @@ def test_wrong_sources(config: dict, message: str) -> None:
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     data = load_segmented(folder_of_masks(tmp_path, np.full((16, 16), 255, dtype=np.uint8)))
     with pytest.raises(DataError, match="every pixel of the training masks is to be ignored"):
-        train_segmenter(torch.randn(1, 4, 3), data.train, (2, 2), (16, 16), 2, SegmentationConfig())
+        train_segmenter(torch.randn(1, 4, 3), masks_at(data.train, (16, 16)), (2, 2), 2, SegmentationConfig())

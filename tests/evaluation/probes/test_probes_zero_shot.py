@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 import unclipped.evaluation.probes.zero_shot as zero_shot
 from unclipped.core.errors import DataError, UsageError
+from unclipped.evaluation.probes.data import LabelledSet
+from unclipped.evaluation.probes.text_probes import names_of
 from unclipped.evaluation.probes.zero_shot import (
     class_weights,
     recall_at_k,
@@ -125,3 +129,30 @@ def test_wrong_pairs(owner: list[int], ks: tuple[int, ...], message: str) -> Non
 def test_a_text_of_an_image_that_is_not_there() -> None:
     with pytest.raises(DataError, match="names image 7, but there are 2 images"):
         recall_at_k(torch.randn(2, 2), torch.randn(3, 2), [0, 1, 7])
+
+
+def named(folder: Path, text: str | None, classes: tuple[str, ...] = ("n01", "n02")) -> dict[str, str]:
+    if text is not None:
+        (folder / "names.txt").write_text(text)
+    return names_of("names.txt", LabelledSet(str(folder), classes, (), ()))
+
+
+def test_names_of_classes_from_a_file_beside_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "n01 tench, Tinca tinca\n\nn02 great white shark, man-eater\nn03 not asked for\n"
+    assert named(tmp_path, text) == {"n01": "tench", "n02": "great white shark", "n03": "not asked for"}
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert named(tmp_path / "inner", None)["n01"] == "tench", "a path of its own serves where the folder has none"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "names_file names.txt: no such file, neither in .* nor as a path of its own"),
+        ("n01 tench\nn02\n", "names.txt, line 2: expected a label and a name, found 'n02'"),
+        ("n01 tench\n", "names.txt: no line for class 'n02' of .*; add it, or name it in zero_shot.names"),
+    ],
+)
+def test_files_of_names_that_do_not_serve(text: str | None, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        named(tmp_path, text)

@@ -4,7 +4,8 @@ Columns may have any names: options of the source map `id`, `image`, `question`,
 `cluster`, `messages` or `caption` to a column; unmapped ones are found by their usual names. With a `messages` or
 `conversations` column, rows are read as conversations, with a column of questions as questions and answers, and with
 images and captions alone as pairs. An option that names the column of captions asks for pairs whatever else is there.
-The options of question–answer rows hold for these.
+The options of question–answer rows hold for these. Images beside a column of labels and none of these are images of a
+class each, which becomes their category; a ClassLabel gives its names.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any, Literal
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.readers import qa
-from unclipped.data.readers.common import Place, RowSource
+from unclipped.data.readers.common import Place, RowSource, images_of, required, text_of
 from unclipped.data.readers.conversations import parse_conversation
+from unclipped.data.readers.folder import SPLIT_NAMES
 from unclipped.data.readers.pairs import parse_pair
 from unclipped.data.sample import Sample
 
-Kind = Literal["messages", "qa", "pairs"]
+Kind = Literal["messages", "qa", "pairs", "labels"]
 
 USUAL_NAMES = {
     "id": ("id", "question_id", "sample_id"),
@@ -29,7 +31,7 @@ USUAL_NAMES = {
     "question": ("question", "query", "problem", "prompt", "instruction"),
     "answer": ("answer", "answers", "label", "response", "solution"),
     "choices": ("choices", "options"),
-    "category": ("category", "type", "question_type"),
+    "category": ("category", "type", "question_type", "class", "labels"),
     "cluster": ("cluster",),
     "messages": ("messages", "conversations", "texts"),
     "caption": ("caption", "captions", "text", "alt_text", "alt", "description"),
@@ -50,6 +52,11 @@ class DatasetRows:
                 table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
         self.table = table
         self.columns = tuple(table.column_names)
+        self.class_names = {
+            name: tuple(feature.names)
+            for name, feature in table.features.items()
+            if isinstance(feature, datasets.ClassLabel)
+        }
         if not len(table):
             raise DataError(f"{file}: the data set is empty")
 
@@ -76,15 +83,17 @@ def open_parquet(path: Path, config: SourceConfig) -> RowSource:
     kind = _kind_of(columns, config)
     if kind is None:
         raise DataError(
-            f"{path}: no column of questions or messages, and no image with a caption, among "
+            f"{path}: no column of questions or messages, and no image with a caption or label, among "
             f"{', '.join(rows.columns)}; name them in options, as in options: {{question: COLUMN, answer: COLUMN, "
-            "image: COLUMN} or {image: COLUMN, caption: COLUMN}"
+            "image: COLUMN}, {image: COLUMN, caption: COLUMN} or {image: COLUMN, category: COLUMN}"
         )
     if kind == "pairs" and (unused := [name for name in qa.OPTIONS if name in config.options]):
         raise UsageError(f"source {config.source}: option {unused[0]}: pairs have no question and no answer; remove it")
     if kind != "pairs":
         columns.pop("caption", None)
-    source = RowSource(rows, _Parse(columns, kind), config)
+    if kind == "labels" and "answer" in columns and "category" not in config.options:
+        columns["category"] = columns.pop("answer")
+    source = RowSource(rows, _Parse(columns, kind, rows.class_names), config)
     if path.is_dir() and config.images is None:
         source._images = path
     return source
@@ -96,16 +105,36 @@ class _Parse:
 
     columns: dict[str, str]
     kind: Kind
+    class_names: dict[str, tuple[str, ...]]
+    """Names of the classes of a ClassLabel column, which holds their numbers."""
 
     def __call__(self, row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
-        named = {field: row[column] for field, column in self.columns.items()}
+        named = {field: self._value(row, column) for field, column in self.columns.items()}
         if named.get("id") is not None:
             place = replace(place, sample=str(named["id"]))
+        if self.kind == "labels":
+            return _labelled(named, place, self.columns["category"])
         if self.kind == "pairs":
             return parse_pair(named, place, config)
         if self.kind == "messages":
             return parse_conversation(named, place, turns_field="messages", image_field="image")
         return qa.parse_qa(named, place, config)
+
+    def _value(self, row: dict[str, Any], column: str) -> Any:
+        value, names = row[column], self.class_names.get(column)
+        if names is None or not isinstance(value, int):
+            return value
+        return names[value] if 0 <= value < len(names) else None  # -1 stands for no label
+
+
+def _labelled(named: dict[str, Any], place: Place, column: str) -> Sample:
+    """An image of a class. Raises DataError for a row without its one image or without its label."""
+    images = images_of(required(named, "image", place), "image", place)
+    if len(images) != 1:
+        raise place.error("image", f"expected exactly one image, found {len(images)}")
+    if named.get("category") is None:
+        raise place.error(column, "the image has no label; add it or remove the row")
+    return Sample.picture(place.sample, images[0], category=text_of(named["category"], column, place))
 
 
 def _load(path: Path, config: SourceConfig) -> Any:
@@ -123,8 +152,7 @@ def _load(path: Path, config: SourceConfig) -> Any:
             return datasets.Dataset.from_file(str(path))
         files = [path]
         if path.is_dir():
-            files = sorted(path.rglob("*.parquet"))
-            files = [file for file in files if file.name.startswith(config.split)] or files
+            files = _files_of_split(path, sorted(path.rglob("*.parquet")), config.split)
         return datasets.Dataset.from_parquet([str(file) for file in files])
     except DataError:
         raise
@@ -132,6 +160,22 @@ def _load(path: Path, config: SourceConfig) -> Any:
         raise DataError(
             f"{path}: cannot be read as parquet or arrow ({type(error).__name__}: {error!s:.200})"
         ) from None
+
+
+def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files whose name, or that of a folder around them, begins with the split; all where names speak of none.
+
+    Raises DataError when they speak of other splits only.
+    """
+
+    def begins(file: Path, names: str | tuple[str, ...]) -> bool:
+        return any(part.startswith(names) for part in file.relative_to(folder).parts)
+
+    chosen = [file for file in files if begins(file, split)]
+    if not chosen and any(begins(file, SPLIT_NAMES) for file in files):
+        found = ", ".join(str(file.relative_to(folder)) for file in files[:5])
+        raise DataError(f"{folder}: no file of the split '{split}'; found {found}")
+    return chosen or files
 
 
 def _columns(rows: DatasetRows, config: SourceConfig) -> dict[str, str]:
@@ -169,7 +213,9 @@ def _kind_of(columns: dict[str, str], config: SourceConfig) -> Kind | None:
         return "messages"
     if "question" in columns:
         return "qa"
-    return "pairs" if is_pair else None
+    if is_pair:
+        return "pairs"
+    return "labels" if "image" in columns and ("answer" in columns or "category" in columns) else None
 
 
 def _is_image_list(feature: Any) -> bool:

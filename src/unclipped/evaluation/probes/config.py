@@ -1,4 +1,4 @@
-"""What is asked of a frozen encoder, as data: which images, which probes, which comparisons. No torch here."""
+"""What is asked of an encoder, as data: which images, which probes, which comparisons. No torch here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from unclipped.core.config import FrozenConfig
+from unclipped.data.views_config import ColourConfig, Probability, ViewConfig
 
 Probe = Literal["knn", "linear"]
 Arm = Literal["random_weights", "raw_pixels"]
@@ -22,15 +23,18 @@ class LabelledDataConfig(FrozenConfig):
     """Images with one label each: a folder of class folders, question files whose answer is the label, or generated."""
 
     source: Annotated[str, Field(min_length=1)]
-    """A folder `<split>/<class>/image.png`; a folder or file of questions with one and the same question, whose answer
-    is the label; or `generated:shapes`, labelled by the largest figure. `$NAME` is an environment variable."""
+    """A folder `<split>/<class>/image.png`; parquet files or a saved data set with a column of images and one of
+    labels; a folder or file of questions with one and the same question, whose answer is the label; or a generated
+    task: `generated:shapes`, labelled by the largest figure, or any that asks one and the same question. `$NAME` is an
+    environment variable."""
     train_split: str = "train"
     """Split that heads are trained on and that neighbours come from."""
     test_split: str = "test"
     """Split that is reported, and used for nothing else."""
-    label: Literal["auto", "answer", "category", "figure", "colour"] = "auto"
-    """What is the label of a question file or a generated image; figure and colour are those of the largest shape.
-    `auto`: the answer, and the figure of generated images."""
+    label: Literal["auto", "answer", "category", "figure", "colour", "position"] = "auto"
+    """What is the label of a question file or a generated image. figure and colour are those of the largest shape of
+    `generated:shapes`; position is the ninth of the image (3 x 3) that the middle of that shape lies in. `auto`: the
+    class where images are labelled, the figure of generated shapes, the answer elsewhere."""
     train_limit: Count | None = None
     """Only the first so many images of the train split (2,000 of an endless source)."""
     test_limit: Count | None = None
@@ -87,20 +91,80 @@ class LinearConfig(FrozenConfig):
         return self
 
 
+class TrainingViews(FrozenConfig):
+    """Random views of the images that fine-tuning learns from; images that are measured stay whole."""
+
+    scale: tuple[Positive, Probability] = (0.35, 1.0)
+    """Smallest and largest share of the image's area in the window."""
+    aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Smallest and largest width of the window divided by its height."""
+    mirror: Probability = 0.5
+    """Probability that left and right change places; 0 where they carry meaning."""
+    colours: ColourConfig | None = None
+    """Changes of colour; null: none."""
+
+    @model_validator(mode="after")
+    def _is_a_view(self) -> TrainingViews:
+        self.of_size(1)  # raises for what no view can be
+        return self
+
+    def of_size(self, size: int) -> ViewConfig:
+        """The view of `size` px a side."""
+        return ViewConfig(size=size, **dict(self))
+
+
+class FineTuningConfig(FrozenConfig):
+    """The whole encoder and a linear head trained by AdamW, lower blocks more slowly than upper ones."""
+
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1e-4, 3e-4, 1e-3)
+    """Learning rates of the head and the last norm that are tried; the one best on the development part is reported."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Factor on the learning rate for each block further down: that of block i of L is decay^(L + 1 - i) of the head's,
+    that of patch embedding and positions decay^(L + 1)."""
+    steps: Count = 500
+    """Training steps for each learning rate."""
+    batch_size: Count = 32
+    """Images a step."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which learning rates rise linearly; they fall to zero along a cosine afterwards."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled weight decay of matrices (norms, biases: none)."""
+    clip_norm: Positive | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
+    augment: TrainingViews | None = None
+    """Random views of the training images; null: whole images."""
+    seed: int = 0
+    """Seed of the order of the images, of their views and of dropout."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("expected each learning rate once")
+        return value
+
+
 class SegmentationConfig(FrozenConfig):
     """Images with a class for each pixel, and the head (batch normalisation and a 1x1 convolution) that reads them."""
 
     source: Annotated[str, Field(min_length=1)] = "generated:shapes"
-    """`generated:NAME` of a task with images, or a folder with `<split>/images/NAME.*` and `<split>/masks/NAME.png`,
-    whose grey values are the numbers of the classes."""
+    """`generated:NAME` of a task with images, or a folder of images and of masks, PNG of the same name, whose grey
+    values are the numbers of the classes. `$NAME` is an environment variable."""
+    layout: Literal["auto", "split_folders", "kind_folders", "ade20k"] = "auto"
+    """Where a folder holds them. `split_folders`: `<split>/images`, `<split>/masks`. `kind_folders`: `images/<split>`,
+    `masks/<split>` or `annotations/<split>`. `ade20k`: as ADEChallengeData2016 comes, `images/training`,
+    `annotations/training` and the same of `validation`; 0 is ignored, 1 to 150 are classes. `auto`: looks."""
     classes: tuple[str, ...] = ()
-    """Names of the classes 0, 1, … of a folder; generated tasks bring theirs, the kinds of their objects."""
+    """Names of the classes of a folder in the order of their numbers; generated tasks bring theirs, the kinds of their
+    objects, `ade20k` takes those of its `objectInfo150.txt`, or else numbers."""
+    first_class: Annotated[int, Field(ge=0, le=254)] = 0
+    """Mask value of the first class."""
     ignore: Annotated[int, Field(ge=0, le=255)] = 255
     """Mask value of pixels that are neither trained on nor scored."""
     train_split: str = "train"
-    """Split that the head is trained on."""
+    """Split that the head is trained on; in `ade20k`, `train` is its folder `training`."""
     test_split: str = "test"
-    """Split that is reported."""
+    """Split that is reported; in `ade20k`, `test` is its folder `validation`."""
     train_limit: Count | None = None
     """Only the first so many images of the train split (2,000 of an endless source)."""
     test_limit: Count | None = None
@@ -126,6 +190,9 @@ class ZeroShotConfig(FrozenConfig):
     """Prompts; `{}` is where the name of the class goes. A class is the mean of its prompts' unit vectors."""
     names: dict[str, str] = Field(default_factory=dict)
     """Words for classes whose label is none, such as {n01440764: tench}; other classes are called by their label."""
+    names_file: str | None = None
+    """Text file with a line `label name, more names` for every class, such as ImageNet's LOC_synset_mapping.txt; the
+    first name is taken. A relative path is looked for in the folder of `data` first. `names` win over it."""
 
     @field_validator("templates")
     @classmethod
@@ -155,7 +222,7 @@ class RetrievalConfig(FrozenConfig):
 
 
 class EncoderEvaluationConfig(FrozenConfig):
-    """One frozen encoder, the probes put to it, and what it is compared with."""
+    """One encoder, the probes put to it, and what it is compared with."""
 
     encoder: Annotated[str, Field(min_length=1)]
     """Checkpoint folder, hub id, or `llm:` and either of them."""
@@ -175,6 +242,8 @@ class EncoderEvaluationConfig(FrozenConfig):
     """Settings of the k-NN probe."""
     linear: LinearConfig = LinearConfig()
     """Settings of the linear probe."""
+    fine_tuning: FineTuningConfig | None = None
+    """Training the whole encoder on the labels of `data`; None: left out."""
     segmentation: SegmentationConfig | None = None
     """Images with masks for the segmentation probe; None: left out."""
     zero_shot: ZeroShotConfig | None = None
@@ -206,10 +275,13 @@ class EncoderEvaluationConfig(FrozenConfig):
     def _something_to_do(self) -> EncoderEvaluationConfig:
         if self.data is None and self.segmentation is None and self.retrieval is None:
             raise ValueError("nothing to measure: give data (labelled images), segmentation, retrieval, or several")
-        if self.data is not None and not self.probes and self.zero_shot is None:
-            raise ValueError("probes: data is given but no probe; expected knn, linear or both, or zero_shot")
-        if self.zero_shot is not None and self.data is None:
-            raise ValueError("zero_shot: its classes and images are those of data, which is missing")
+        if self.data is not None and not self.probes and self.zero_shot is None and self.fine_tuning is None:
+            raise ValueError(
+                "probes: data is given but no probe; expected knn, linear or both, or fine_tuning, or zero_shot"
+            )
+        for name in ("zero_shot", "fine_tuning"):
+            if getattr(self, name) is not None and self.data is None:
+                raise ValueError(f"{name}: its classes and images are those of data, which is missing")
         if self.segmentation is not None and self.resize != "squash":
             raise ValueError("segmentation needs resize: squash, so that masks and images are cut alike")
         return self

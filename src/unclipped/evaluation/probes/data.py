@@ -1,10 +1,11 @@
-"""Labelled images from a folder of class folders, from question files whose answer is the label, or generated."""
+"""Labelled images from class folders, tables, question files whose answer is the label, or generated."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.generated.stencils import FIGURES
-from unclipped.data.readers.folder import IMAGE_SUFFIXES
+from unclipped.data.readers.folder import is_image_name, walk
 from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.sources import expanded, open_source
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, LabelledDataConfig
@@ -75,34 +76,54 @@ def load_labelled(config: LabelledDataConfig) -> LabelledSet:
     return LabelledSet(config.source, classes, both[0], both[1])
 
 
+OF_SHAPES = ("figure", "colour", "position")
+"""Labels that generated:shapes alone has."""
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+
+
 def _labels_of_split(config: LabelledDataConfig, split: str, limit: int | None) -> list[tuple[str, ImagePart, str]]:
     """(id, image, label) of a split."""
     is_generated = config.source.startswith("generated:")
-    folder = None if is_generated else Path(expanded(config.source, "data"))
-    if folder is not None and folder.is_dir() and _has_class_folders(folder):
-        return _class_folders(folder, split, limit)
+    if not is_generated:
+        folder = Path(expanded(config.source, "data"))
+        if folder.is_dir() and _has_class_folders(folder, (config.train_split, config.test_split)):
+            if config.label not in ("auto", "category"):
+                raise UsageError(
+                    f"data.label: {config.label} does not fit {config.source}, whose images are labelled by their "
+                    "folder; leave it out"
+                )
+            return _class_folders(folder, split, limit)
+    if config.label in OF_SHAPES and config.source != "generated:shapes":
+        raise UsageError(
+            f"data.label: {config.label} is known of generated:shapes only, found source {config.source}; leave it "
+            "out, or choose answer or category"
+        )
     if is_generated and limit is None:
         limit = GENERATED_TRAIN if split == config.train_split else GENERATED_TEST
     options = dict(config.options)
     label = config.label
-    if is_generated:
+    if config.source == "generated:shapes":
         label = "figure" if label == "auto" else label
-        if label in ("figure", "colour") and config.source == "generated:shapes":
+        if label in OF_SHAPES:
             options.setdefault("count", [1, 3])
             options.setdefault("tasks", {"count": 1})
     source = open_source(
         SourceConfig(source=config.source, split=split, limit=limit, options=options), seed=config.seed
     )
     samples = [source[index] for index in range(source.length or 0)]
-    label = "answer" if label == "auto" else label
+    if label == "auto":
+        label = "category" if not samples[0].question and not samples[0].answer else "answer"
     if label == "answer":
         _check_one_question(samples, config.source, split)
     return [(sample.id, _only_image(sample, source.name), _label_of(sample, label, source.name)) for sample in samples]
 
 
-def _has_class_folders(folder: Path) -> bool:
-    """Whether a folder is `<split>/<class>/…` and not one of question files."""
-    if any(path.suffix in (".jsonl", ".json", ".parquet") for path in folder.iterdir()):
+def _has_class_folders(folder: Path, splits: Sequence[str]) -> bool:
+    """Whether a folder is `<split>/<class>/…` and not one of question files or tables."""
+    data_files = [f"{split}{suffix}" for split in splits for suffix in (".jsonl", ".json", ".parquet")]
+    if any((folder / name).is_file() for name in (*data_files, "state.json", "dataset_dict.json")):
+        return False
+    if any(path.suffix in (".jsonl", ".parquet") for path in folder.iterdir()):
         return False
     return any(inner.is_dir() for path in folder.iterdir() if path.is_dir() for inner in path.iterdir())
 
@@ -112,16 +133,14 @@ def _class_folders(folder: Path, split: str, limit: int | None) -> list[tuple[st
     if not root.is_dir():
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
         raise DataError(f"data {folder}: no folder '{split}'; found {found}; set train_split and test_split to these")
-    rows = []
-    for inner in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = [path for path in sorted(inner.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-        rows += [(str(path.relative_to(root)), ImagePart(str(path)), inner.name) for path in files]
-    if not rows:
+    # Text all the way: a million names as path objects would take gigabytes.
+    names = [f"{inner}{os.sep}{name}" for inner, files in walk(root) if inner for name in files if is_image_name(name)]
+    if not names:
         raise DataError(f"data {root}: no image in its class folders; expected {split}/<class>/<image>.png or .jpg")
-    if limit is not None and limit < len(rows):
+    if limit is not None and limit < len(names):
         # Folders come class by class: the first ones would be of one class.
-        rows = sorted(rows, key=lambda row: digest(row[0]))[:limit]
-    return rows
+        names = sorted(names, key=digest)[:limit]
+    return [(name, ImagePart(os.path.join(root, name)), name.partition(os.sep)[0]) for name in names]
 
 
 def digest(text: str) -> str:
@@ -148,10 +167,12 @@ def _only_image(sample: Sample, source: str) -> ImagePart:
 
 
 def _label_of(sample: Sample, label: str, source: str) -> str:
-    if label in ("figure", "colour"):
+    if label in OF_SHAPES:
         shape = largest_shape(sample)
         if shape is None:
-            raise DataError(f"{source}, sample {sample.id}: no shape to take the {label} of; use generated:shapes")
+            raise DataError(f"{source}, sample {sample.id}: no shape to take the {label} of; raise options.count")
+        if label == "position":
+            return position(shape["box"], sample.metadata["scene"])
         return str(shape["kind" if label == "figure" else "colour"])
     value = sample.answer if label == "answer" else sample.category
     if not value:
@@ -168,6 +189,17 @@ def shapes_of(sample: Sample) -> list[dict[str, Any]]:
 def largest_shape(sample: Sample) -> dict[str, Any] | None:
     """The shape of the largest size; among equals the first painted. None without shapes."""
     return max(shapes_of(sample), key=lambda item: item["size"], default=None)
+
+
+def position(box: Sequence[int], scene: Mapping[str, Any]) -> str:
+    """The ninth of a scene, 3 x 3, that the middle of a box (x0, y0, x1, y1) in px lies in.
+
+    >>> position((60, 0, 64, 10), {"height": 64, "width": 64})
+    'top right'
+    """
+    x0, y0, x1, y1 = box
+    row, column = 3 * (y0 + y1) // (2 * scene["height"]), 3 * (x0 + x1) // (2 * scene["width"])
+    return f"{ROWS[row]} {COLUMNS[column]}"
 
 
 def cut_development(items: Sequence[LabelledImage], share: float, seed: int) -> tuple[list[int], list[int]]:

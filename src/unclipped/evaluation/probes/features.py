@@ -34,7 +34,7 @@ from unclipped.images.preprocess import preprocess_image
 CHUNK = 512
 """Images in one file of features."""
 NUM_BLOCKS = 4
-_WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, os.cpu_count() or 1)
 
 Kind = Literal["pooled", "patches"]
 
@@ -52,6 +52,11 @@ class Extractor(Protocol):
         patches: {"patches" (B, n, D)}.
         """
         ...
+
+
+def pooled(states: Tensor, num_prefix_tokens: int) -> Tensor:
+    """(B, prefix + n, D) → (B, D): the class token where the family has one, else the mean of the patches."""
+    return states[:, 0] if num_prefix_tokens else states.mean(dim=1)
 
 
 class EncoderExtractor:
@@ -78,8 +83,7 @@ class EncoderExtractor:
             return {"patches": last[:, prefix:].cpu()}
         blocks = min(NUM_BLOCKS, len(output.hidden_states) - 1)
         states = [last, *(state.float() for state in reversed(output.hidden_states[-blocks:-1]))]
-        pooled = [state[:, 0] if prefix else state.mean(dim=1) for state in states]
-        features = {"pooled": torch.stack(pooled, dim=1).cpu()}  # (B, blocks, D)
+        features = {"pooled": torch.stack([pooled(state, prefix) for state in states], dim=1).cpu()}  # (B, blocks, D)
         if prefix:
             features["mean_patch"] = last[:, prefix:].mean(dim=1).cpu()
         return features
@@ -164,7 +168,7 @@ def image_digest(part: ImagePart) -> str:
 
 def digests_of(images: Sequence[ImagePart]) -> list[str]:
     """`image_digest` of each, read by several threads."""
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(image_digest, images))
 
 
@@ -189,7 +193,7 @@ def extract(
     paths = [folder / f"{_key(extractor, kind, [digests[i] for i in chunk])}.safetensors" for chunk in chunks]
     done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path.is_file())
     parts = []
-    with ThreadPoolExecutor(_WORKERS) as pool, counting(title, len(images), done, console) as counter:
+    with ThreadPoolExecutor(WORKERS) as pool, counting(title, len(images), done, console) as counter:
         for chunk, path in zip(chunks, paths, strict=True):
             if path.is_file():
                 parts.append(_read(path))

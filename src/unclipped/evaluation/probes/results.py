@@ -20,8 +20,16 @@ ARM_NAMES = {
     "raw_pixels": "raw pixels",
     "majority": "most frequent class",
 }
-PROBE_NAMES = {"knn": "k-NN", "linear": "linear", "zero_shot": "zero-shot", "segmentation": "mIoU"}
+PROBE_NAMES = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "fine_tuning": "fine-tuning",
+    "zero_shot": "zero-shot",
+    "segmentation": "mIoU",
+}
 RETRIEVAL = "retrieval_"
+MANY_CLASSES = 12
+"""Classes that a report lists side by side; more stand below each other."""
 
 
 def probe_name(probe: str) -> str:
@@ -129,7 +137,7 @@ HEADINGS = ("probe", "features", "test", "encoder minus these", "chosen on the d
 
 def results_table(results: EncoderResults) -> Table:
     """The figures for the terminal; settings that were chosen stand in the report."""
-    table = Table(title="frozen features: accuracy, mIoU, recall at k", title_justify="left")
+    table = Table(title="probes: accuracy, mIoU, recall at k", title_justify="left")
     for number, heading in enumerate(HEADINGS[:4]):
         table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
     last = None
@@ -144,16 +152,18 @@ def results_table(results: EncoderResults) -> Table:
 def remarks(results: EncoderResults, config: EncoderEvaluationConfig) -> list[str]:
     """What a reader must know besides the figures: grids that ended too early, test images that were trained on."""
     lines = []
-    ends = {
-        f"learning rate {rate:g}" for rate in (min(config.linear.learning_rates), max(config.linear.learning_rates))
-    }
-    if len(ends) > 1:
+    grids = [("linear", "linear head", "linear", "linear.steps", config.linear.learning_rates)]
+    if config.fine_tuning is not None:
+        rates = config.fine_tuning.learning_rates
+        grids.append(("fine_tuning", "fine-tuning", "fine_tuning", "fine_tuning.steps", rates))
+    for probe, what, section, steps, rates in grids:
+        ends = {f"learning rate {rate:g}" for rate in (min(rates), max(rates))} if len(rates) > 1 else set()
         for row in results.measurements:
             rate = row.chosen.rpartition(", ")[2]
-            if row.probe == "linear" and rate in ends:
+            if row.probe == probe and rate in ends and (probe, row.arm) != ("fine_tuning", "raw_pixels"):
                 lines.append(
-                    f"The best linear head on {ARM_NAMES[row.arm]} stands at the end of the grid ({rate}); widen "
-                    "linear.learning_rates or change linear.steps before comparing with others' figures."
+                    f"The best {what} on {ARM_NAMES[row.arm]} stands at the end of the grid ({rate}); widen "
+                    f"{section}.learning_rates or change {steps} before comparing with others' figures."
                 )
     shared = results.data.get("labelled", {}).get("test_images_in_train", 0)
     if shared:
@@ -171,12 +181,13 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
     """The figures as a Markdown page that stands by itself."""
     encoder = results.encoder
     lines = [f"# Encoder evaluation: {encoder['source']}", ""]
+    frozen = "frozen" if config.fine_tuning is None else "frozen but for the fine-tuning rows"
     lines.append(
-        f"Family `{encoder['family']}`, {encoder['parameters']:,} parameters, frozen; images {config.resize} to "
+        f"Family `{encoder['family']}`, {encoder['parameters']:,} parameters, {frozen}; images {config.resize} to "
         f"{encoder['image_size'][0]}x{encoder['image_size'][1]} px. {round(100 * config.confidence)} % intervals, "
-        f"bootstrap over test images ({config.bootstrap_samples:,} resamples); differences are paired. k-NN and "
-        "linear and zero-shot rows are accuracies, mIoU rows the mean intersection over union, R@k rows the share "
-        "found among the k nearest, resampled by image; higher is better."
+        f"bootstrap over test images ({config.bootstrap_samples:,} resamples); differences are paired. k-NN, "
+        "linear, fine-tuning and zero-shot rows are accuracies, mIoU rows the mean intersection over union, R@k rows "
+        "the share found among the k nearest, resampled by image; higher is better."
     )
     lines += ["", f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
     lines += [f"| {' | '.join(row)} |" for row in rows_of(results)]
@@ -188,14 +199,21 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
             f"settings on, {data['test']:,} to report, {len(data['classes'])} classes. Always answering the most "
             f"frequent class is right for {data['majority']:.3f} of the test images.",
         ]
+    if config.fine_tuning is not None:
+        lines += [
+            "",
+            f"Fine-tuning trains all weights and a linear head, {config.fine_tuning.steps:,} steps of "
+            f"{config.fine_tuning.batch_size:,} images for each learning rate, the encoder and random weights alike. "
+            "Raw pixels have nothing to train: their row repeats the linear probe.",
+        ]
     if "segmentation" in results.data:
         data = results.data["segmentation"]
         lines += [
             "",
             f"Segmentation: `{data['source']}`, {data['train']:,} images to learn from, {data['test']:,} to report, "
-            f"classes {', '.join(data['classes'])}. Mean intersection over union of the whole test split.",
+            f"{_listed(data['classes'])}. Mean intersection over union of the whole test split.",
             "",
-            *_class_table([row for row in results.measurements if row.probe == "segmentation"]),
+            *_class_table([row for row in results.measurements if row.probe == "segmentation"], data["classes"]),
         ]
     if "retrieval" in results.data:
         data = results.data["retrieval"]
@@ -209,13 +227,23 @@ def report_text(results: EncoderResults, config: EncoderEvaluationConfig) -> str
     return "\n".join(lines)
 
 
-def _class_table(rows: Sequence[Measurement]) -> list[str]:
-    names = list(rows[0].parts)
-    lines = [f"| features | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for row in rows:
-        values = " | ".join(f"{row.parts[name]:.3f}" if name in row.parts else "–" for name in names)
-        lines.append(f"| {ARM_NAMES[row.arm]} | {values} |")
-    return lines
+def _listed(classes: Sequence[str]) -> str:
+    return f"classes {', '.join(classes)}" if len(classes) <= MANY_CLASSES else f"{len(classes)} classes"
+
+
+def _class_table(rows: Sequence[Measurement], classes: Sequence[str]) -> list[str]:
+    """The figure of each class that has one with some features; classes are the rows where they are many."""
+    names = [name for name in classes if any(name in row.parts for row in rows)]
+    cells = [[f"{row.parts[name]:.3f}" if name in row.parts else "–" for name in names] for row in rows]
+    arms = [ARM_NAMES[row.arm] for row in rows]
+    if len(classes) > MANY_CLASSES:
+        heads, lines = (
+            ["class", *arms],
+            [[name, *line] for name, line in zip(names, zip(*cells, strict=True), strict=True)],
+        )
+    else:
+        heads, lines = ["features", *names], [[arm, *line] for arm, line in zip(arms, cells, strict=True)]
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]
 
 
 def write_results(results: EncoderResults, config: EncoderEvaluationConfig, folder: Path) -> None:

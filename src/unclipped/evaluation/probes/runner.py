@@ -1,4 +1,4 @@
-"""Evaluate a frozen encoder: features once, then every probe, on the encoder and on what it is compared with."""
+"""Evaluate an encoder: features once, then every probe, on the encoder and on what it is compared with."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_text
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import LLM_PREFIX, load_encoder
 from unclipped.evaluation.intervals import Difference, estimate, paired_difference
-from unclipped.evaluation.probes.config import EncoderEvaluationConfig, SegmentationConfig
+from unclipped.evaluation.probes.config import EncoderEvaluationConfig, FineTuningConfig, SegmentationConfig
 from unclipped.evaluation.probes.data import LabelledSet, cut_development, load_labelled
 from unclipped.evaluation.probes.features import (
+    WORKERS,
     EncoderExtractor,
     Extractor,
     Kind,
@@ -32,8 +33,10 @@ from unclipped.evaluation.probes.features import (
     random_weights,
     raw_rule,
 )
+from unclipped.evaluation.probes.fine_tuning import fine_tune, task_of
 from unclipped.evaluation.probes.knn import knn_predict
 from unclipped.evaluation.probes.linear import grid_of_heads, linear_probe, side_by_side
+from unclipped.evaluation.probes.masks import SegmentedSet, check_masks, load_segmented, masks_at
 from unclipped.evaluation.probes.results import (
     ARM_NAMES,
     EncoderResults,
@@ -45,10 +48,8 @@ from unclipped.evaluation.probes.results import (
 )
 from unclipped.evaluation.probes.segmentation import (
     Overlaps,
-    SegmentedSet,
     iou_difference,
     iou_estimate,
-    load_segmented,
     mean_iou,
     measure_overlaps,
     train_segmenter,
@@ -58,8 +59,11 @@ from unclipped.images.config import ImageRule
 from unclipped.training.device import choose_device
 
 PREDICTIONS_FILE = "predictions.jsonl"
+FINE_TUNING_FOLDER = "fine-tuning"
 
 Features = dict[str, Tensor]
+Outcome = tuple[Tensor, str, dict[str, float]]
+"""Classes of the test images, the setting that was chosen, accuracy of every setting on the development part."""
 
 
 def evaluate_encoder(
@@ -67,9 +71,9 @@ def evaluate_encoder(
 ) -> EncoderResults:
     """Measure the encoder of `config`; OUTPUT gets results.json, report.md, predictions.jsonl and the features.
 
-    Features that are there already (see `features.extract`) are taken over, so the call may be repeated after an
-    interruption. Raises CheckpointError for an encoder that does not load, DataError and ImageError for data that
-    cannot be used, UsageError for settings that do not fit the encoder.
+    Features (see `features.extract`) and finished fine-tunings that are there already are taken over, so the call may
+    be repeated after an interruption. Raises CheckpointError for an encoder that does not load, DataError and
+    ImageError for data that cannot be used, UsageError for settings that do not fit the encoder.
     """
     output, console = Path(output), console or Console()
     labelled = None if config.data is None else load_labelled(config.data)
@@ -128,10 +132,11 @@ class _Evaluation:
 
     def __init__(self, config: EncoderEvaluationConfig, encoder: VisionEncoder, output: Path, console: Console) -> None:
         self.config, self.console = config, console
+        self.output = output
         self.folder = output / "features" if config.cache is None else Path(config.cache)
         self.device = choose_device(config.device)
         self.rule = probe_rule(encoder, config.image_size, config.resize)
-        self.encoders: dict[str, Extractor] = {"encoder": EncoderExtractor(encoder, self.rule, self.device)}
+        self.encoders: dict[str, EncoderExtractor] = {"encoder": EncoderExtractor(encoder, self.rule, self.device)}
         if "random_weights" in config.compare:
             fresh = random_weights(encoder, config.random_seed)
             self.encoders["random_weights"] = EncoderExtractor(fresh, self.rule, self.device)
@@ -171,17 +176,35 @@ class _Evaluation:
         """Run the probes on labels; returns the facts about the data."""
         images = {"train": [item.image for item in data.train], "test": [item.image for item in data.test]}
         digests = {split: digests_of(parts) for split, parts in images.items()}
+        in_train = set(digests["train"])
+        shared = sum(digest in in_train for digest in digests["test"])
+        if shared == len(data.test):
+            raise DataError(
+                f"data {data.name}: every image of the test split is in the train split too, so there is "
+                "nothing new to report; set train_split and test_split to two different ones"
+            )
         learn, choose = cut_development(data.train, self.config.dev_share, self.config.seed)
         right: dict[str, dict[str, np.ndarray]] = {}
-        for arm, extractor in self._arms(raw_rule(self.rule, self.config.raw_size)).items():
-            found = {
-                split: self._extract(arm, extractor, images[split], digests[split], "pooled", split)
-                for split in ("train", "test")
-            }
+        pixels: Outcome | None = None
+        arms = self._arms(raw_rule(self.rule, self.config.raw_size))
+        for arm, extractor in arms.items() if self.config.probes else ():
+            found = self._features(arm, extractor, images, digests)
             for probe in self.config.probes:
                 run = self._knn if probe == "knn" else self._linear
-                predicted, chosen, development = run(data, found["train"], found["test"], learn, choose)
-                right.setdefault(probe, {})[arm] = self._record(data, probe, arm, predicted, chosen, development)
+                outcome = run(data, found["train"], found["test"], learn, choose)
+                right.setdefault(probe, {})[arm] = self._record(data, probe, arm, outcome)
+                if (probe, arm) == ("linear", "raw_pixels"):
+                    pixels = outcome
+        if (config := self.config.fine_tuning) is not None:
+            outcomes = self._fine_tuned(data, config, learn, choose, digests)
+            if "raw_pixels" in arms:  # nothing in them can be trained: the linear head is what stands beside
+                if pixels is None:
+                    found = self._features("raw_pixels", arms["raw_pixels"], images, digests)
+                    pixels = self._linear(data, found["train"], found["test"], learn, choose)
+                outcomes["raw_pixels"] = (pixels[0], f"linear probe, {pixels[1]}", pixels[2])
+            right["fine_tuning"] = {
+                arm: self._record(data, "fine_tuning", arm, outcome) for arm, outcome in outcomes.items()
+            }
         for probe, arms in right.items():
             self.differences[probe] = {
                 arm: paired_difference(arms["encoder"], other, **self.intervals)
@@ -189,7 +212,6 @@ class _Evaluation:
                 if arm != "encoder"
             }
         counts = np.bincount([item.label for item in data.train])
-        in_train = set(digests["train"])
         return {
             "source": shown(data.name),
             "classes": list(data.classes),
@@ -197,19 +219,48 @@ class _Evaluation:
             "development": len(choose),
             "test": len(data.test),
             "majority": float(np.mean([item.label == int(counts.argmax()) for item in data.test])),
-            "test_images_in_train": sum(digest in in_train for digest in digests["test"]),
+            "test_images_in_train": shared,
         }
 
-    def _record(
+    def _features(
+        self,
+        arm: str,
+        extractor: Extractor,
+        images: Mapping[str, Sequence[ImagePart]],
+        digests: Mapping[str, Sequence[str]],
+    ) -> dict[str, Features]:
+        """Pooled features of both splits."""
+        return {
+            split: self._extract(arm, extractor, parts, digests[split], "pooled", split)
+            for split, parts in images.items()
+        }
+
+    def _fine_tuned(
         self,
         data: LabelledSet,
-        probe: str,
-        arm: str,
-        predicted: Tensor,
-        chosen: str,
-        development: Mapping[str, float],
-    ) -> np.ndarray:
+        config: FineTuningConfig,
+        learn: Sequence[int],
+        choose: Sequence[int],
+        digests: Mapping[str, Sequence[str]],
+    ) -> dict[str, Outcome]:
+        """The encoder and its architecture with fresh weights, trained alike."""
+        task = task_of(data, learn, choose, digests, self.rule)
+        outcomes = {}
+        for arm, extractor in self.encoders.items():
+            best, scores = fine_tune(
+                extractor,
+                task,
+                config,
+                self.output / FINE_TUNING_FOLDER,
+                title=f"{ARM_NAMES[arm]}, fine-tuning",
+                console=self.console,
+            )
+            outcomes[arm] = (torch.tensor(best.predictions), best.name, scores)
+        return outcomes
+
+    def _record(self, data: LabelledSet, probe: str, arm: str, outcome: Outcome) -> np.ndarray:
         """Keep the predictions and the figure; -> right (1) or wrong (0) for each test image."""
+        predicted, chosen, development = outcome
         classes = predicted.tolist()
         right = np.array([float(item.label == found) for item, found in zip(data.test, classes, strict=True)])
         self.predictions += [
@@ -224,15 +275,16 @@ class _Evaluation:
             if (labels == number).any()
         }
         value = estimate(right, is_binary=True, **self.intervals)
-        self.measurements.append(Measurement(probe, arm, "accuracy", value, chosen, dict(development), parts))
+        self.measurements.append(Measurement(probe, arm, "accuracy", value, chosen, development, parts))
         return right
 
-    def _knn(
-        self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
-    ) -> tuple[Tensor, str, dict[str, float]]:
+    def _knn(self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]) -> Outcome:
         """Choose k and feature on the development part; then the whole train split votes."""
-        labels = torch.tensor([item.label for item in data.train])
-        sources = {"pooled": lambda features: features["pooled"][:, 0], "mean patch": lambda f: f["mean_patch"]}
+        labels = torch.tensor([item.label for item in data.train]).to(self.device)
+        sources = {
+            "pooled": lambda features: features["pooled"][:, 0].to(self.device),
+            "mean patch": lambda features: features["mean_patch"].to(self.device),
+        }
         if "mean_patch" not in train:
             del sources["mean patch"]
         ks, temperature = self.config.knn.k, self.config.knn.temperature
@@ -245,11 +297,15 @@ class _Evaluation:
         name, k = max(scores, key=lambda key: scores[key])
         take = sources[name]
         predicted = knn_predict(take(test), take(train), labels, len(data.classes), [k], temperature)[k]
-        return predicted, f"{name}, k = {k}", {f"{one}, k = {number}": row for (one, number), row in scores.items()}
+        return (
+            predicted.cpu(),
+            f"{name}, k = {k}",
+            {f"{one}, k = {number}": row for (one, number), row in scores.items()},
+        )
 
     def _linear(
         self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]
-    ) -> tuple[Tensor, str, dict[str, float]]:
+    ) -> Outcome:
         labels = torch.tensor([item.label for item in data.train]).to(self.device)
         _, blocks, width = train["pooled"].shape
         heads = grid_of_heads(self.config.linear, blocks, "mean_patch" in train)
@@ -273,9 +329,11 @@ class _Evaluation:
     def segment(self, data: SegmentedSet, config: SegmentationConfig) -> dict[str, Any]:
         """Run the segmentation probe; returns the facts about the data."""
         splits = {"train": data.train, "test": data.test}
+        assert self.rule.size is not None, "probe_rule gives every image one size"
+        masks = masks_at(data.train, self.rule.size, WORKERS)
+        check_masks(data.test, WORKERS)
         digests = {split: digests_of([item.image for item in items]) for split, items in splits.items()}
-        grid, size = grid_of_rule(self.rule), self.rule.size
-        assert size is not None, "grid_of_rule has looked"
+        grid = grid_of_rule(self.rule)
         overlaps: dict[str, Overlaps] = {}
         for arm, extractor in self._arms(self.rule).items():
             found = {
@@ -284,8 +342,8 @@ class _Evaluation:
                 )["patches"]
                 for split, items in splits.items()
             }
-            head = train_segmenter(found["train"], data.train, grid, size, len(data.classes), config)
-            overlaps[arm] = measure_overlaps(head, found["test"], data.test, grid, len(data.classes), config.ignore)
+            head = train_segmenter(found["train"], masks, grid, len(data.classes), config, self.device)
+            overlaps[arm] = measure_overlaps(head, found["test"], data.test, grid, len(data.classes))
         for arm, rows in overlaps.items():
             value = iou_estimate(rows, **self.intervals)
             shared, whole = rows.intersection.sum(axis=0), rows.union.sum(axis=0)

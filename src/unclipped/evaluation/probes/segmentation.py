@@ -7,122 +7,20 @@ over the whole data set first. A mean of each image's own figure is another numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unclipped.core.errors import DataError, UsageError
-from unclipped.data.generated.masks import class_mask
-from unclipped.data.generated.registry import open_generated
-from unclipped.data.generated.source import GeneratedSource
-from unclipped.data.readers.folder import IMAGE_SUFFIXES
-from unclipped.data.sample import ImagePart
-from unclipped.data.sources import expanded
+from unclipped.core.errors import DataError
 from unclipped.evaluation.intervals import Difference, Estimate
-from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, SegmentationConfig
+from unclipped.evaluation.probes.config import SegmentationConfig
 from unclipped.evaluation.probes.linear import batches
-
-Mask = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class SegmentedImage:
-    """An image and the way to its mask, uint8 (height, width) of class numbers."""
-
-    id: str
-    image: ImagePart
-    mask: Callable[[], Mask]
-
-
-@dataclass(frozen=True)
-class SegmentedSet:
-    """Images with masks: to learn from and to be measured on."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: tuple[SegmentedImage, ...]
-    test: tuple[SegmentedImage, ...]
-
-
-def load_segmented(config: SegmentationConfig) -> SegmentedSet:
-    """Both splits. Raises DataError for a missing split or mask, UsageError for a folder without named classes."""
-    if config.source.startswith("generated:"):
-        if config.classes:
-            raise UsageError(f"segmentation.classes: {config.source} brings its own; leave it out")
-        splits = [
-            _drawn(config, config.train_split, config.train_limit or GENERATED_TRAIN),
-            _drawn(config, config.test_split, config.test_limit or GENERATED_TEST),
-        ]
-        classes = ("background", *_generated(config, config.train_split).generator.kinds)
-        return SegmentedSet(config.source, classes, splits[0], splits[1])
-    if not 2 <= len(config.classes) <= 255:
-        raise UsageError("segmentation.classes: name the classes 0, 1, … of the masks, at least two and at most 255")
-    folder = Path(expanded(config.source, "segmentation"))
-    splits = [
-        _from_folder(folder / config.train_split, config, config.train_limit),
-        _from_folder(folder / config.test_split, config, config.test_limit),
-    ]
-    return SegmentedSet(config.source, config.classes, splits[0], splits[1])
-
-
-def _generated(config: SegmentationConfig, split: str) -> GeneratedSource:
-    name = config.source.removeprefix("generated:")
-    options = {"tasks": {"count": 1}, **config.options} if name == "shapes" else config.options
-    source = open_generated(name, split, options, config.seed)
-    if not source.generator.kinds or source.generator.as_text:
-        raise UsageError(f"segmentation.source: {config.source} draws no image here, so it has no masks; take another")
-    return source
-
-
-def _drawn(config: SegmentationConfig, split: str, limit: int) -> tuple[SegmentedImage, ...]:
-    """Images of a generated task, each class a kind of object; what covers half of a pixel has it."""
-    source = _generated(config, split)
-    kinds = source.generator.kinds
-    samples = [source[index] for index in range(limit)]
-    return tuple(
-        SegmentedImage(sample.id, sample.images[0], lambda index=index: class_mask(source.scene(index), kinds))
-        for index, sample in enumerate(samples)
-    )
-
-
-def _from_folder(folder: Path, config: SegmentationConfig, limit: int | None) -> tuple[SegmentedImage, ...]:
-    if not (folder / "images").is_dir() or not (folder / "masks").is_dir():
-        raise DataError(f"segmentation {folder}: expected the folders images and masks in it; check source and splits")
-    files = sorted(path for path in (folder / "images").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:limit]
-    if not files:
-        raise DataError(f"segmentation {folder / 'images'}: no image in it")
-    items = []
-    for path in files:
-        mask = folder / "masks" / f"{path.stem}.png"
-        if not mask.is_file():
-            raise DataError(f"segmentation {path}: no mask {mask}; add it or remove the image")
-        items.append(SegmentedImage(path.name, ImagePart(str(path)), lambda mask=mask: read_mask(mask, config)))
-    return tuple(items)
-
-
-def read_mask(path: Path, config: SegmentationConfig) -> Mask:
-    """The mask in a file of mode L or P. Raises DataError for another mode and for values that are no class."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(f"mask {path}: mode {image.mode}; expected one byte a pixel (L or P), its class number")
-            mask = np.array(image, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"mask {path}: cannot be read ({error}); save it again as PNG") from None
-    strange = np.unique(mask[(mask >= len(config.classes)) & (mask != config.ignore)])
-    if len(strange):
-        raise DataError(
-            f"mask {path}: value {strange[0]} is no class (0 to {len(config.classes) - 1}) and not ignore "
-            f"({config.ignore}); add the class or correct the mask"
-        )
-    return mask
+from unclipped.evaluation.probes.masks import VOID, Mask, SegmentedImage
 
 
 class LinearSegmenter(nn.Module):
@@ -148,38 +46,36 @@ def upsampled(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 def train_segmenter(
     patches: Tensor,
-    items: Sequence[SegmentedImage],
+    masks: Tensor,
     grid: tuple[int, int],
-    size: tuple[int, int],
     num_classes: int,
     config: SegmentationConfig,
+    device: torch.device | str = "cpu",
 ) -> LinearSegmenter:
-    """Train the head on patches (N, n, D); masks are brought to `size`, the encoder's (nearest pixel)."""
-    masks = torch.stack([_resized(item.mask(), size) for item in items])  # (N, H, W) uint8
-    if not bool((masks != config.ignore).any()):
+    """Train the head on patches (N, n, D) and masks (N, H, W), uint8, at the encoder's size.
+
+    Raises DataError when there is no pixel to learn from.
+    """
+    if not bool((masks != VOID).any()):
         raise DataError(f"segmentation {config.source}: every pixel of the training masks is to be ignored")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = LinearSegmenter(patches.shape[-1], num_classes)
+        head = LinearSegmenter(patches.shape[-1], num_classes).to(device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    batch_size = min(config.batch_size, len(items))
-    for step, index in enumerate(batches(len(items), batch_size, config.steps, config.seed)):
+    size = (masks.shape[1], masks.shape[2])
+    batch_size = min(config.batch_size, len(masks))
+    for step, index in enumerate(batches(len(masks), batch_size, config.steps, config.seed)):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         target = masks[index].long()
-        if not bool((target != config.ignore).any()):
+        if not bool((target != VOID).any()):
             continue  # a batch of ignored pixels only has no mean loss
-        scores = upsampled(head(patches[index], grid), size)
-        loss = functional.cross_entropy(scores, target, ignore_index=config.ignore)
+        scores = upsampled(head(patches[index].to(device), grid), size)
+        loss = functional.cross_entropy(scores, target.to(device), ignore_index=VOID)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     return head.eval()
-
-
-def _resized(mask: Mask, size: tuple[int, int]) -> Tensor:
-    image = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(image))
 
 
 @dataclass(frozen=True)
@@ -192,20 +88,18 @@ class Overlaps:
 
 @torch.no_grad()
 def measure_overlaps(
-    head: LinearSegmenter,
-    patches: Tensor,
-    items: Sequence[SegmentedImage],
-    grid: tuple[int, int],
-    num_classes: int,
-    ignore: int,
+    head: LinearSegmenter, patches: Tensor, items: Sequence[SegmentedImage], grid: tuple[int, int], num_classes: int
 ) -> Overlaps:
     """Predict every image at its mask's own size and count."""
+    device = head.classify.weight.device
     rows = []
     for number, item in enumerate(items):
         mask = item.mask()
-        scores = upsampled(head(patches[number : number + 1], grid), (mask.shape[0], mask.shape[1]))
-        rows.append(confusion(scores[0].argmax(dim=0).numpy(), mask, num_classes, ignore))
-    return overlaps_of(np.stack(rows))
+        scores = upsampled(head(patches[number : number + 1].to(device), grid), (mask.shape[0], mask.shape[1]))
+        predicted = scores[0].argmax(dim=0).cpu().numpy()
+        # One matrix at a time: those of many classes and images together would take gigabytes.
+        rows.append(overlaps_of(confusion(predicted, mask, num_classes, VOID)[None]))
+    return Overlaps(np.concatenate([row.intersection for row in rows]), np.concatenate([row.union for row in rows]))
 
 
 def confusion(predicted: NDArray[np.integer], mask: Mask, num_classes: int, ignore: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.pairs import pair_of
 from unclipped.data.sample import ImagePart
-from unclipped.data.sources import open_source
+from unclipped.data.sources import expanded, open_source
 from unclipped.evaluation.intervals import Difference, estimate, paired_difference
 from unclipped.evaluation.probes.config import (
     GENERATED_TEST,
@@ -81,6 +81,35 @@ def load_captioned(config: RetrievalConfig) -> CaptionedSet:
     return CaptionedSet(config.source, firsts, tuple(numbers), tuple(caption for _, caption in pairs), owners)
 
 
+def names_of(file: str, data: LabelledSet) -> dict[str, str]:
+    """The first name of each class in a file of lines `label name, more names`.
+
+    Raises DataError for a missing file, a line without a name, and a class that the file does not name.
+    """
+    given = expanded(file, "zero_shot.names_file")
+    candidates = [Path(expanded(data.name, "data")) / given, Path(given)]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"zero_shot.names_file {file}: no such file, neither in {data.name} nor as a path of its own; it holds a "
+            "line `label name, more names` for every class"
+        )
+    names = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        label, *rest = line.split(maxsplit=1)
+        name = rest[0].split(",")[0].strip() if rest else ""
+        if not name:
+            raise DataError(f"{path}, line {number}: expected a label and a name, found {line.strip()!r}")
+        names[label] = name
+    if missing := [label for label in data.classes if label not in names]:
+        raise DataError(
+            f"{path}: no line for class {missing[0]!r} of {data.name}; add it, or name it in zero_shot.names"
+        )
+    return names
+
+
 class TextSideExtractor:
     """Embeddings of images in the space that they share with texts, under the rule that the pair was trained with."""
 
@@ -138,7 +167,8 @@ class TextProbes:
                 f"zero_shot.names: {unknown[0]!r} is no class of {data.name}; its classes are "
                 f"{', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''}"
             )
-        names = [config.names.get(label, label) for label in data.classes]
+        listed = {} if config.names_file is None else names_of(config.names_file, data)
+        names = [config.names.get(label, listed.get(label, label)) for label in data.classes]
         images = [item.image for item in data.test]
         digests = digests_of(images)
         labels = np.array([item.label for item in data.test])
