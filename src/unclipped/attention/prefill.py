@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from unclipped.attention.config import SparseConfig
 from unclipped.attention.detect import layouts_of_call
 from unclipped.attention.layout import Layout
+from unclipped.attention.parts import PerLayer, check_lists
 from unclipped.attention.patterns import Pattern
 from unclipped.attention.state import LayerRecord, SparseState, enter_state, leave_state
 from unclipped.attention.syntax import parse_pattern
@@ -84,7 +85,7 @@ class SparsePrefill:
         if not records:
             return None
         return SparseSummary(
-            pattern=" | ".join(str(pattern) for pattern in self.state.patterns),
+            pattern=str(self.state.pattern),
             sparse_layers=sum(record.mode == "sparse" for record in records),
             layers=len(records),
             density=sum(record.density for record in records) / len(records),
@@ -112,7 +113,8 @@ def sparse_prefill(
 ) -> SparsePrefill:
     """Prefill `model` under `pattern` from now on, or inside a `with` statement.
 
-    pattern: one for all layers, or a sequence of one a layer; text is read by the pattern syntax. fallback: `auto`
+    pattern: one for all layers, or a sequence of one a layer (the same as `per_layer`); text is read by the pattern
+    syntax. fallback: `auto`
     runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay (short prompts, dense
     plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and layers with a mask of
     their own (sliding windows), are always as in the model. key_block, query_block, backend: see `build_plan` and
@@ -128,14 +130,30 @@ def sparse_prefill(
     """
     if fallback not in ("auto", "never"):
         raise UsageError(f"fallback: expected 'auto' or 'never', found '{fallback}'")
-    given = [pattern] if isinstance(pattern, (str, Pattern)) else list(pattern)
-    patterns = [parse_pattern(item) if isinstance(item, str) else item for item in given]
     decoder = decoder_of(model)
     depth = int(decoder.config.num_hidden_layers)
+    chosen = read_patterns(pattern, depth)
+    check_lists(chosen, layers=depth, key_heads=key_heads_of(decoder.config))
+    state = SparseState(chosen, fallback, key_block=key_block, query_block=query_block, backend=backend)
+    return SparsePrefill(model, state, layouts)
+
+
+def read_patterns(pattern: str | Pattern | Sequence[str | Pattern], depth: int) -> Pattern:
+    """One pattern from what users give; a list of one for each of `depth` layers becomes `per_layer`.
+
+    Raises UsageError for text that is no pattern and for a list of another length.
+    """
+    given = [pattern] if isinstance(pattern, (str, Pattern)) else list(pattern)
+    patterns = [parse_pattern(item) if isinstance(item, str) else item for item in given]
     if len(patterns) not in (1, depth):
         raise UsageError(f"pattern: expected one, or one for each of the {depth} layers, found {len(patterns)}")
-    state = SparseState(patterns, fallback, key_block=key_block, query_block=query_block, backend=backend)
-    return SparsePrefill(model, state, layouts)
+    return patterns[0] if len(patterns) == 1 else PerLayer(tuple(patterns))
+
+
+def key_heads_of(config: Any) -> int:
+    """Key heads of a decoder's attention, by its configuration."""
+    heads = getattr(config, "num_key_value_heads", None)
+    return int(heads if isinstance(heads, int) else config.num_attention_heads)
 
 
 def prefill_with(model: PreTrainedModel, config: SparseConfig) -> SparsePrefill:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,10 +61,10 @@ class SparseState:
     """Pattern, fallback rule and records of one attached model."""
 
     def __init__(
-        self, patterns: Sequence[Pattern], fallback: Fallback, *, key_block: int, query_block: int, backend: str | None
+        self, pattern: Pattern, fallback: Fallback, *, key_block: int, query_block: int, backend: str | None
     ) -> None:
-        """`patterns`: one for all layers, or one a layer. Blocks in tokens, as `build_plan` takes them."""
-        self.patterns, self.fallback, self.backend = tuple(patterns), fallback, backend
+        """Blocks in tokens, as `build_plan` takes them."""
+        self.pattern, self.fallback, self.backend = pattern, fallback, backend
         self.key_block, self.query_block = key_block, query_block
         self.records: dict[int, LayerRecord] = {}
         self.is_paused = False
@@ -158,7 +157,7 @@ class SparseState:
 
     def _plan(self, layer: int, row: Row, query: Tensor, key: Tensor, scale: float) -> BlockPlan:
         """The plan of one row, of query (H, Tq, d) and key (Hkv, Tk, d); static ones are kept from layer to layer."""
-        pattern = self.patterns[layer % len(self.patterns)]
+        pattern = self.pattern.for_layer(layer)
         if pattern.is_dynamic:
             span = slice(row.start, row.start + row.layout.length)
             with torch.no_grad():
