@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from support.tiny_models import tiny_lm
-from unclipped.attention.detect import layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.prefill import sparse_prefill
 from unclipped.attention.state import _STATES
@@ -204,31 +203,6 @@ def test_auto_runs_short_prompts_dense_and_says_why() -> None:
         assert report[0].reason == "90 tokens are fewer than 4096"
 
 
-def test_a_continued_cache_is_dense_and_says_why() -> None:
-    model, inputs = text_model("qwen3"), text_inputs()
-    ids = inputs["input_ids"][:1]
-    with sparse_prefill(model, "window(8)", fallback="never", **BLOCKS) as sparse, torch.no_grad():
-        first = model(input_ids=ids[:, :60], use_cache=True)
-        model(input_ids=ids[:, 60:], past_key_values=first.past_key_values)
-        assert "continues a cache" in str(sparse.report()[0].reason)
-
-
-def test_chunked_prefill_of_an_image_generates_the_same_tokens() -> None:
-    """A chunk may end inside an image: it runs dense and says why, and so do the chunks behind it."""
-    model, inputs = vision_model("llava")
-    arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
-    embeddings = model.generate(**arguments)
-    with sparse_prefill(model, "full", key_block=8, query_block=16), torch.no_grad():
-        state = model(input_ids=inputs["input_ids"][:, :50], pixel_values=None, use_cache=True)
-        assert state.past_key_values.get_seq_length() == 50
-        assert torch.equal(model.generate(**arguments), embeddings)
-    grids = {"image_grid_thw": torch.tensor([[1, 4, 4]]), **inputs}
-    assert "needs 16 tokens" not in str(layouts_of_call(model, inputs["input_ids"][:, :40], None, grids))
-    cut = layouts_of_call(model, inputs["input_ids"][:, :30], None, grids)
-    assert isinstance(cut, str)
-    assert "needs 16 tokens, but 10 visual tokens stand from position 20" in cut
-
-
 def test_a_dropped_model_leaves_nothing_behind() -> None:
     gc.collect()  # what other tests dropped
     before = len(_STATES)
@@ -251,10 +225,14 @@ def test_leaving_puts_the_model_back() -> None:
     assert torch.equal(model(**inputs).logits, expected)
 
 
-def test_a_pattern_for_each_layer() -> None:
+@pytest.mark.parametrize("pattern", [["full", "window(8)"], "per_layer(full | window(8))"])
+def test_a_pattern_for_each_layer(pattern: str | list[str]) -> None:
     model, inputs = text_model("qwen3"), text_inputs()
-    with sparse_prefill(model, ["full", "window(8)"], fallback="never", **BLOCKS) as sparse:
+    with sparse_prefill(model, pattern, fallback="never", **BLOCKS) as sparse:
         model(**inputs)
+        summary = sparse.summary()
+        assert summary is not None
+        assert summary.pattern == "per_layer(full | window(size=8))"
         densities = [record.density for record in sparse.report()]
     assert densities[0] == pytest.approx(1.0)
     assert densities[1] < 0.6
@@ -264,6 +242,11 @@ def given_layout(model: Any) -> None:
     with sparse_prefill(
         model, "window(8)", fallback="never", layouts=[Layout.from_token_types([0] * 80)] * 2, **BLOCKS
     ):
+        model(**text_inputs())
+
+
+def without_keys(model: Any) -> None:
+    with sparse_prefill(model, "window2d(1, 1)", fallback="never", **BLOCKS):
         model(**text_inputs())
 
 
@@ -295,6 +278,12 @@ def with_weights(model: Any) -> None:
     [
         (lambda model: sparse_prefill(model, "windw(8)"), "did you mean 'window'"),
         (lambda model: sparse_prefill(model, ["full"] * 3), "one for each of the 2 layers, found 3"),
+        (
+            lambda model: sparse_prefill(model, "per_layer(3*full)"),
+            "3 patterns for the model's 2 layers; give at most 2",
+        ),
+        (lambda model: sparse_prefill(model, "per_head(3*full)"), "3 patterns for the model's 2 key heads"),
+        (without_keys, r"pattern window2d\(rows=1, columns=1\): row 0 \(text\) has no key that it may see"),
         (lambda model: sparse_prefill(model, "full", fallback="sometimes"), "expected 'auto' or 'never'"),
         (given_layout, "row 0: the layout describes 80 tokens, the batch holds 90"),
         (twice, "under sparse prefill already"),

@@ -16,7 +16,12 @@ Grid = tuple[int, int, int]
 
 
 def layouts_of_call(
-    model: PreTrainedModel, ids: Tensor | None, padding: Tensor | None, kwargs: dict[str, Any]
+    model: PreTrainedModel,
+    ids: Tensor | None,
+    padding: Tensor | None,
+    kwargs: dict[str, Any],
+    *,
+    is_cut: bool = False,
 ) -> tuple[Layout, ...] | str:
     """A layout for each row of `ids` (B, T), without padding, or the reason why none can be known.
 
@@ -24,6 +29,8 @@ def layouts_of_call(
 
     Visual tokens are those of the configuration's image or video token. Grids come from `image_grid_thw`, through the
     connector or the merge size of the model; without them an image of s·s tokens is taken as s rows, another as one.
+    is_cut: the rows may go on behind, so that a single row may end inside an image. A row of padding alone is given
+    one token of text.
     """
     if ids is None:
         return "called with inputs_embeds: visual tokens cannot be told from text; pass layouts to sparse_prefill"
@@ -34,12 +41,17 @@ def layouts_of_call(
         tokens = ids[row]  # (T,)
         if padding is not None:
             tokens = tokens[padding[row, : ids.shape[1]].bool()]  # (n,)
+        if not len(tokens):  # a chunk before the row's first token
+            rows.append(Layout.from_token_types([0]))
+            continue
         types = torch.isin(
             tokens, torch.tensor(visual, dtype=tokens.dtype, device=tokens.device)
         ).int()  # (n,) 1 = visual
         runs = _runs(types.tolist())
         if grids is None:
             own = [_square(length) for length in runs]
+        elif is_cut and ids.shape[0] == 1:
+            own = grids
         else:
             own, total = [], sum(runs)
             while total > 0 and used < len(grids):
@@ -47,7 +59,7 @@ def layouts_of_call(
                 total -= math.prod(grids[used])
                 used += 1
         try:
-            rows.append(Layout.from_token_types(types, own))
+            rows.append(Layout.from_token_types(types, own, is_cut=is_cut and grids is not None))
         except UsageError as error:  # a prompt cut inside an image (chunked prefill), or tokens of another merge
             return f"row {row}, {error}"
     return tuple(rows)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,7 +20,7 @@ from unclipped.attention.detect import layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.parts import PerLayer, check_lists
 from unclipped.attention.patterns import Pattern
-from unclipped.attention.state import LayerRecord, SparseState, enter_state, leave_state
+from unclipped.attention.state import LayerRecord, Prompt, SparseState, enter_state, leave_state, wrong_length
 from unclipped.attention.syntax import parse_pattern
 from unclipped.attention.transformers_interface import NAME, padding_of, register
 from unclipped.core.errors import UsageError
@@ -43,25 +46,32 @@ class SparsePrefill:
         self.model, self.state, self._given = model, state, tuple(layouts) if layouts is not None else None
         self.decoder = decoder_of(model)
         self._before: str = self.decoder.config._attn_implementation
-        self._hook: Any = None
+        self._hooks: list[Any] = []
+        self._generation: ContextVar[Prompt | str | None] = ContextVar("generation", default=None)
+        self._seen: WeakKeyDictionary[Any, SeenTokens] = WeakKeyDictionary()
         self._attach()
 
     def _attach(self) -> None:
         register()
         enter_state(self.decoder.config, self.state)
         self.decoder.set_attn_implementation(NAME)
-        self._hook = self.model.register_forward_pre_hook(self._see, with_kwargs=True)
+        self._hooks = [
+            self.model.register_forward_pre_hook(self._see, with_kwargs=True),
+            self.model.register_forward_hook(self._remember, with_kwargs=True),
+        ]
         self.model.sparse_report = self.report  # type: ignore[assignment]
+        self.model.generate = self._generate  # type: ignore[assignment]
 
     def close(self) -> None:
         """Put the model back as it was; a second call does nothing."""
-        if self._hook is None:
+        if not self._hooks:
             return
-        self._hook.remove()
-        self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         leave_state(self.decoder.config)
         self.decoder.set_attn_implementation(self._before)
-        del self.model.sparse_report
+        del self.model.sparse_report, self.model.generate
 
     def pause(self, is_paused: bool = True) -> None:
         """Run dense until called again with False."""
@@ -92,13 +102,100 @@ class SparsePrefill:
             reasons=tuple(dict.fromkeys(record.reason for record in records if record.reason is not None)),
         )
 
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of the model, during which the whole prompt is known, whatever chunks it is run in."""
+        ids: Tensor | None = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        cache = kwargs.get("past_key_values")
+        prompt: Prompt | str | None = None
+        if not held_tokens(cache):  # behind earlier tokens it is not known whether `ids` repeat them
+            padding = padding_of(kwargs.get("attention_mask"))
+            found = self._given or layouts_of_call(self.model, ids, padding, kwargs)
+            if not isinstance(found, str):
+                self._check_given(found, ids, padding)
+            prompt = found if isinstance(found, str) else Prompt(found, "generation")
+        token = self._generation.set(prompt)
+        try:
+            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+        finally:
+            self._generation.reset(token)
+
+    def _check_given(self, layouts: tuple[Layout, ...], ids: Tensor | None, padding: Tensor | None) -> None:
+        if ids is None or len(layouts) != len(ids):
+            return
+        for row, layout in enumerate(layouts):
+            found = ids.shape[1] if padding is None else int(padding[row, : ids.shape[1]].sum())
+            if layout.length != found:
+                raise wrong_length(row, layout.length, found)
+
     def _see(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before each forward: which tokens of each row are visual. A decode step has nothing to be seen."""
         ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None and ids.shape[1] == 1:
             return
+        prompt = self._generation.get()
+        if prompt is None:
+            prompt = self._prompt_of_call(ids, kwargs)
+        elif isinstance(prompt, Prompt) and ids is not None and len(ids) != len(prompt.layouts):
+            copies = len(ids) // len(prompt.layouts)  # beams and several answers repeat the rows
+            prompt = Prompt(tuple(layout for layout in prompt.layouts for _ in range(copies)), "generation")
+        self.state.set_prompt(prompt)
+
+    def _prompt_of_call(self, ids: Tensor | None, kwargs: dict[str, Any]) -> Prompt | str:
+        """What is known of the prompt in a forward outside `generate`."""
+        cache = kwargs.get("past_key_values")
+        if self._given is not None:
+            uses_cache = cache is not None or kwargs.get("use_cache") is True
+            return Prompt(self._given, "chunks" if uses_cache else "forward")
         padding = padding_of(kwargs.get("attention_mask"))
-        self.state.set_layouts(self._given or layouts_of_call(self.model, ids, padding, kwargs))
+        earlier = held_tokens(cache)
+        if not earlier or ids is None:
+            found = layouts_of_call(self.model, ids, padding, kwargs, is_cut=kwargs.get("use_cache") is True)
+            return found if isinstance(found, str) else Prompt(found, "so far" if cache is not None else "forward")
+        before = self._seen.get(cache)
+        if before is None:
+            return "the forward continues a cache whose tokens were not seen"
+        together = before.followed_by(ids, earlier, kwargs.get("image_grid_thw"))
+        found = layouts_of_call(
+            self.model, together.ids, padding, {**kwargs, "image_grid_thw": together.grids}, is_cut=True
+        )
+        return found if isinstance(found, str) else Prompt(found, "so far")
+
+    def _remember(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        """After a forward that is no decode step: the tokens that its cache now holds, for chunks that follow."""
+        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None or ids.shape[1] == 1:
+            return
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            return
+        grids = kwargs.get("image_grid_thw")
+        earlier = held_tokens(cache) - ids.shape[1]
+        before = self._seen.get(cache)
+        if before is not None and earlier > 0:
+            self._seen[cache] = before.followed_by(ids, earlier, grids)
+        elif earlier == 0:
+            self._seen[cache] = SeenTokens(ids, grids)
+
+
+@dataclass(frozen=True)
+class SeenTokens:
+    """The tokens that a cache holds."""
+
+    ids: Tensor
+    """(B, T); -1 where a decode step wrote a token, which is text."""
+    grids: Tensor | None
+    """`image_grid_thw` of all images so far, (images, 3)."""
+
+    def followed_by(self, ids: Tensor, earlier: int, grids: Tensor | None) -> SeenTokens:
+        """With `ids` (B, n) behind the first `earlier` tokens."""
+        decoded = self.ids.new_full((len(ids), max(0, earlier - self.ids.shape[1])), -1)
+        both = [given for given in (self.grids, grids) if given is not None]
+        return SeenTokens(torch.cat([self.ids[:, :earlier], decoded, ids], dim=1), torch.cat(both) if both else None)
+
+
+def held_tokens(cache: Any) -> int:
+    """Tokens in a cache."""
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def sparse_prefill(
