@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, StaticCache
 
 from support.tiny_models import tiny_lm
 from unclipped.attention.layout import Layout
@@ -54,6 +54,30 @@ def vision_model(family: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
             image_token_index=IMAGE, vision_feature_layer=-1, vision_feature_select_strategy="default",
         )  # fmt: skip
         images = {"pixel_values": torch.randn(1, 3, 64, 64, generator=generator)}
+    elif family == "smolvlm":
+        vision = {
+            "model_type": "smolvlm_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "image_size": 64, "patch_size": 4,
+        }  # fmt: skip
+        config = AutoConfig.for_model(
+            "smolvlm", vision_config=vision, text_config={"model_type": "llama", **text}, image_token_id=IMAGE,
+            scale_factor=2, pad_token_id=0,
+        )  # fmt: skip
+        images = {"pixel_values": torch.randn(1, 1, 3, 64, 64, generator=generator)}
+    elif family == "gemma3":  # images see themselves both ways; a sliding layer and a full one
+        vision = {
+            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "image_size": 64, "patch_size": 8, "vision_use_head": False,
+        }  # fmt: skip
+        sliding = {
+            "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+        }  # fmt: skip
+        config = AutoConfig.for_model(
+            "gemma3", vision_config=vision, text_config={"model_type": "gemma3_text", **text, **sliding},
+            image_token_index=IMAGE, image_token_id=IMAGE, mm_tokens_per_image=64,
+        )  # fmt: skip
+        images = {"pixel_values": torch.randn(1, 3, 64, 64, generator=generator)}
     else:
         config = AutoConfig.for_model(
             "qwen2_5_vl",
@@ -79,8 +103,10 @@ def vision_model(family: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
                 parameter.mul_(4.0)
     ids = torch.cat([torch.arange(10, 30), torch.full((64,), IMAGE), torch.arange(30, 41)])[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
-    if family != "llava":
+    if family == "qwen2_5_vl":
         inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    if family == "gemma3":
+        inputs["token_type_ids"] = (ids == IMAGE).int()
     return model, inputs
 
 
@@ -99,7 +125,7 @@ def test_full_density_generates_the_same_tokens(family: str, cache: str | None) 
         assert sparse.report()[-1].density < 0.6
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
 def test_whole_vision_language_models(family: str) -> None:
     model, inputs = vision_model(family)
     arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
@@ -113,6 +139,53 @@ def test_whole_vision_language_models(family: str) -> None:
     with sparse_prefill(model, "global_text + window2d(1, 8)", fallback="never", **BLOCKS) as sparse:
         model(**inputs)  # the grid, 8×8, is known
         assert sparse.report()[0].density < 1.0
+
+
+def test_images_that_see_themselves_both_ways() -> None:
+    """Gemma 3: its full layer runs sparsely with later tokens of the image, its sliding one keeps its window."""
+    model, inputs = vision_model("gemma3")
+    arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
+    expected, logits = model.generate(**arguments), model(**inputs).logits
+    with sparse_prefill(model, "full", fallback="never", **BLOCKS) as sparse, torch.no_grad():
+        assert torch.allclose(model(**inputs).logits, logits, atol=1e-4)
+        assert torch.equal(model.generate(**arguments), expected)
+        window, full = sparse.report()
+        assert window.reason == "the layer has a mask of its own (window, packing)"
+        assert full.mode == "sparse"
+        assert full.density == pytest.approx(1.0)
+    with sparse_prefill(model, SPARSE, fallback="never", **BLOCKS) as sparse:
+        model.generate(**arguments)
+        assert sparse.report()[1].density < 1.0
+    given = [Layout.from_input_ids(inputs["input_ids"][0], IMAGE, [(1, 8, 8)]).with_sight("images")]
+    other, causal = vision_model("llava")
+    with (
+        sparse_prefill(other, "full", fallback="never", layouts=given, **BLOCKS),
+        pytest.raises(UsageError, match="but the model's mask is causal"),
+    ):
+        other(**causal)
+
+
+def test_compiled_decode_steps() -> None:
+    """A decode step under a pattern is one graph, the same as without, and the prefill stays sparse."""
+    model, inputs = text_model("qwen3"), text_inputs(60)
+    one = {key: value[:1] for key, value in inputs.items()}
+
+    def decode(step: Callable[..., Any]) -> list[int]:
+        cache = StaticCache(config=model.config, max_cache_len=80)
+        with torch.no_grad():
+            token = model(**one, past_key_values=cache, use_cache=True).logits[:, -1].argmax(dim=-1)
+            tokens = []
+            for _ in range(6):
+                tokens.append(int(token))
+                token = step(input_ids=token[:, None], past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+        return tokens
+
+    with sparse_prefill(model, "sink(4) + window(6)", fallback="never", **BLOCKS) as sparse:
+        expected = decode(model)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert decode(compiled) == expected
+        assert sparse.report()[0].mode == "sparse"
 
 
 def test_our_model(assembled_model: tuple[Any, dict[str, Tensor]]) -> None:

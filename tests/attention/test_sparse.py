@@ -73,7 +73,7 @@ def test_gradients_equal_those_of_the_definition(text: str, heads: tuple[int, in
 
 def test_gradients_by_finite_differences() -> None:
     layout = Layout.from_token_types([0] * 13)
-    leaves = [s.double().requires_grad_() for s in states(2, 1, 13)]
+    leaves = [s[..., :3].double().requires_grad_() for s in states(2, 1, 13)]
     plan = build_plan(parse_pattern("window(5) + sink"), layout, key_block=2, query_block=4)
     assert torch.autograd.gradcheck(lambda *s: sparse_attention(*s, plan, scale=SCALE), leaves)
 

@@ -162,6 +162,6 @@ class Layout:
 
     @classmethod
     def of_encoder(cls, prefix: int, grid: tuple[int, int]) -> Layout:
-        """Of an encoder's row: `prefix` class and register tokens, as text, then rows × columns patches; all see all."""
+        """Of an encoder: `prefix` class and register tokens, as text, then rows × columns patches; all see all."""
         types = [0] * prefix + [1] * math.prod(grid)
         return cls.from_token_types(types, [(1, *grid)], sight="all")

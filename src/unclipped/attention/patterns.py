@@ -320,8 +320,8 @@ class Tiles(Pattern):
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
         result = SameImage().touches(query, key)
         for own, other, size in zip(query.places, key.places, (1, self.rows, self.columns), strict=True):
-            tiles = [(low // size, high // size) for low, high in (own, other)]
-            result = result & overlap(*tiles)
+            tile, other_tile = ((low // size, high // size) for low, high in (own, other))
+            result = result & overlap(tile, other_tile)
         return result
 
 

@@ -224,8 +224,8 @@ class SparseState:
         if row.first >= row.stop:
             return None
         pattern = self.pattern.for_layer(layer)
-        blocks = {"key_block": self.key_block, "query_block": self.query_block, "key_heads": key.shape[0]}
-        part = {"offset": row.first, "stop": row.stop}
+        blocks: dict[str, Any] = {"key_block": self.key_block, "query_block": self.query_block, "key_heads": key.shape[0]}
+        part: dict[str, Any] = {"offset": row.first, "stop": row.stop}
         if pattern.is_dynamic:
             shift = row.start - offset
             queries, keys = slice(row.first + shift, row.stop + shift), slice(row.start, row.start + row.stop)
@@ -242,16 +242,16 @@ class SparseState:
             self._plans[name] = held
         return held
 
-    def _plan_reason(self, layer: int, prefill: PrefillRows, plans: list[BlockPlan | None], b: int) -> str | None:
+    def _plan_reason(self, layer: int, row: Row, plan: BlockPlan | None) -> str | None:
         """Why a row's plan had better run dense. That of a chunk under a static pattern is judged as the whole row's,
         so that all its chunks are treated alike."""
-        row, plan, pattern = prefill.rows[b], plans[b], self.pattern.for_layer(layer)
+        pattern = self.pattern.for_layer(layer)
         if plan is None:
             return None
         if not pattern.is_dynamic and (row.first, row.stop) != (0, row.layout.length):
             name = (row.layout, pattern, 0, row.layout.length)
             if name not in self._plans:
-                blocks = {"key_block": self.key_block, "query_block": self.query_block}
+                blocks: dict[str, Any] = {"key_block": self.key_block, "query_block": self.query_block}
                 self._plans[name] = build_plan(pattern, row.layout, **blocks, key_heads=plan.lists.shape[0])
             plan = self._plans[name]
         return plan.reason
