@@ -109,8 +109,10 @@ def sparse_mask(
     def build() -> Tensor | None:
         return rows_from(q_offset, q_length, allow_skip=True)
 
+    if q_length == 1:  # first, because a compiled decode step cannot look a state up
+        return build()
     state = state_of(config)
-    if state is None or state.is_paused or q_length == 1:
+    if state is None or state.is_paused:
         return build()
     # A static cache gives its live count, which the first layer moves on before any later layer asks.
     q_offset = int(q_offset)
