@@ -1,8 +1,10 @@
-"""Layouts read off the arguments of a model's call: which tokens are visual, and the grid of each image."""
+"""What a model is asked before it runs sparsely: whether it can, and which tokens of a call are visual."""
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from typing import Any
 
 import torch
@@ -99,3 +101,28 @@ def _runs(types: list[int]) -> list[int]:
 def _square(length: int) -> Grid:
     side = math.isqrt(length)
     return (1, side, side) if side * side == length else (1, 1, length)
+
+
+def key_heads_of(config: Any) -> int:
+    """Key heads of a decoder's attention, by its configuration."""
+    heads = getattr(config, "num_key_value_heads", None)
+    return int(heads if isinstance(heads, int) else config.num_attention_heads)
+
+
+def check_replaceable(model: PreTrainedModel) -> None:
+    """Raise UsageError, which names the module, when the attention of `model` cannot be replaced."""
+    attentions = {type(module) for module in model.modules() if "Attention" in type(module).__name__}
+    for attention in sorted(attentions, key=lambda kind: kind.__name__):
+        if "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(sys.modules[attention.__module__]):
+            raise UsageError(
+                f"{type(model).__name__}: {attention.__name__} computes its attention itself and not through "
+                "transformers' attention interface, so it cannot be replaced; use a model that supports "
+                "set_attn_implementation"
+            )
+    if not attentions:
+        raise UsageError(f"{type(model).__name__}: found no attention modules that could run a pattern")
+    if not model._supports_sdpa:
+        raise UsageError(
+            f"{type(model).__name__} does not run on scaled_dot_product_attention, to which sparse attention falls "
+            "back; use a model with sdpa support"
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unclipped.attention.config import SparseConfig
-from unclipped.attention.detect import layouts_of_call
+from unclipped.attention.detect import check_replaceable, key_heads_of, layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.parts import PerLayer, check_lists
 from unclipped.attention.patterns import Pattern
@@ -247,12 +245,6 @@ def read_patterns(pattern: str | Pattern | Sequence[str | Pattern], depth: int) 
     return patterns[0] if len(patterns) == 1 else PerLayer(tuple(patterns))
 
 
-def key_heads_of(config: Any) -> int:
-    """Key heads of a decoder's attention, by its configuration."""
-    heads = getattr(config, "num_key_value_heads", None)
-    return int(heads if isinstance(heads, int) else config.num_attention_heads)
-
-
 def prefill_with(model: PreTrainedModel, config: SparseConfig) -> SparsePrefill:
     """`sparse_prefill` as a configuration describes it."""
     return sparse_prefill(
@@ -269,19 +261,5 @@ def decoder_of(model: PreTrainedModel) -> Any:
     decoder: Any = model.get_decoder()
     if not isinstance(decoder, PreTrainedModel) or not hasattr(decoder.config, "num_hidden_layers"):
         raise UsageError(f"{type(model).__name__}: found no decoder to prefill sparsely ({type(decoder).__name__})")
-    attentions = {type(module) for module in decoder.modules() if "Attention" in type(module).__name__}
-    for attention in sorted(attentions, key=lambda kind: kind.__name__):
-        if "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(sys.modules[attention.__module__]):
-            raise UsageError(
-                f"{type(decoder).__name__}: {attention.__name__} computes its attention itself and not through "
-                "transformers' attention interface, so it cannot be replaced; use a model that supports "
-                "set_attn_implementation"
-            )
-    if not attentions:
-        raise UsageError(f"{type(decoder).__name__}: found no attention modules that could run a pattern")
-    if not decoder._supports_sdpa:
-        raise UsageError(
-            f"{type(decoder).__name__} does not run on scaled_dot_product_attention, to which sparse prefill falls "
-            "back for decode steps; use a model with sdpa support"
-        )
+    check_replaceable(decoder)
     return decoder

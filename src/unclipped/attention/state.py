@@ -224,7 +224,11 @@ class SparseState:
         if row.first >= row.stop:
             return None
         pattern = self.pattern.for_layer(layer)
-        blocks: dict[str, Any] = {"key_block": self.key_block, "query_block": self.query_block, "key_heads": key.shape[0]}
+        blocks: dict[str, Any] = {
+            "key_block": self.key_block,
+            "query_block": self.query_block,
+            "key_heads": key.shape[0],
+        }
         part: dict[str, Any] = {"offset": row.first, "stop": row.stop}
         if pattern.is_dynamic:
             shift = row.start - offset
