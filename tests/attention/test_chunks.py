@@ -14,6 +14,7 @@ from transformers import StaticCache
 
 from attention.cases import STATIC, layouts
 from attention.test_prefill import BLOCKS, IMAGE, assembled_model, text_inputs, text_model, vision_model
+from unclipped.attention.calibration import Calibration
 from unclipped.attention.layout import Layout
 from unclipped.attention.plan import build_plan
 from unclipped.attention.prefill import sparse_prefill
@@ -193,4 +194,19 @@ def test_dense_prefills_into_a_static_cache_are_the_models_own(chunk: int | None
     expected = model.generate(**arguments)
     with sparse_prefill(model, "window(8)", **BLOCKS) as sparse:
         assert torch.equal(model.generate(**arguments, prefill_chunk_size=chunk), expected)
-        assert sparse.report()[0].reason == "60 tokens are fewer than 4096"
+        assert sparse.report()[0].reason == "60 tokens are fewer than 1024"
+
+
+@pytest.mark.parametrize(("densest", "mode"), [(0.8, "sparse"), (0.5, "dense")])
+def test_chunks_are_judged_as_the_whole_row(densest: float, mode: str) -> None:
+    """Early chunks are denser than the whole, yet all run alike, so that `auto` gives the same answers in chunks."""
+    model, inputs = text_model("qwen3"), text_inputs()
+    arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
+    rule = Calibration((16,), (densest,))
+    with sparse_prefill(model, "sink(4) + window(6)", calibration=rule, **BLOCKS) as sparse:
+        modes = []
+        handle = model.register_forward_hook(lambda *_: modes.append(sparse.report()[0].mode))
+        expected = model.generate(**arguments)
+        assert torch.equal(model.generate(**arguments, prefill_chunk_size=20), expected)
+        handle.remove()
+    assert set(modes) == {mode}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.masking_utils import causal_mask_function
 
+from unclipped.attention import flex
 from unclipped.attention.layout import Layout
 from unclipped.attention.plan import build_plan
-from unclipped.attention.sparse import BACKENDS
+from unclipped.attention.sparse import BACKENDS, sparse_attention
 from unclipped.attention.state import Prompt, SparseState, enter_state, leave_state
 from unclipped.attention.syntax import parse_pattern
 from unclipped.attention.transformers_interface import SparseMask, sparse_attention_forward, sparse_mask
+from unclipped.core.errors import UsageError
 
 BLOCKS: dict[str, int] = {"key_block": 8, "query_block": 16}
 PATTERNS = (
@@ -141,11 +146,41 @@ def fit(text: str, key_heads: int) -> str:
     return text if key_heads > 1 else text.replace("per_head(window(9) | global_text + sink)", "global_text + sink")
 
 
+def by_block_mask(
+    query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: float, enable_gqa: bool
+) -> Tensor:
+    """What FlexAttention computes when compiled, from the block mask's lists and its element rule."""
+    assert enable_gqa
+    rows, columns = block_mask.BLOCK_SIZE
+    zero = torch.zeros((), dtype=torch.int64)
+    elements = block_mask.mask_mod(zero, zero, torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None])
+    seen = []
+    for counts, indices in (
+        (block_mask.kv_num_blocks[0], block_mask.kv_indices[0]),
+        (block_mask.full_kv_num_blocks[0], block_mask.full_kv_indices[0]),
+    ):
+        listed = torch.arange(indices.shape[-1]) < counts[..., None]  # (heads, query blocks, places)
+        blocks = torch.zeros(listed.shape, dtype=torch.bool).scatter_(-1, indices.long(), listed)
+        seen.append(blocks.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2))
+    mask = (seen[0] & elements) | seen[1]
+    mask = mask | ~mask.any(dim=-1, keepdim=True)  # fillers, whose outputs are dropped
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None], scale=scale, enable_gqa=True)
+
+
+@pytest.fixture
+def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small buckets, and no compiler."""
+    monkeypatch.setattr(flex, "compiled", lambda: by_block_mask)
+    monkeypatch.setattr(flex, "BUCKET", 32)
+    monkeypatch.setattr(flex, "SMALLEST_BLOCK", 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("heads", HEADS, ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize("name", SITUATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("text", PATTERNS)
+@pytest.mark.usefixtures("uncompiled_flex")
 def test_forward(text: str, backend: str, name: str, heads: tuple[int, int], dtype: torch.dtype) -> None:
     case, text = SITUATIONS[name], fit(text, heads[1])
     states = states_of(case, heads, dtype)
@@ -156,7 +191,7 @@ def test_forward(text: str, backend: str, name: str, heads: tuple[int, int], dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("heads", HEADS, ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["gather", "reference"])
 @pytest.mark.parametrize("text", [PATTERNS[2], PATTERNS[4], PATTERNS[5]])
 def test_backward(text: str, backend: str, name: str, heads: tuple[int, int], dtype: torch.dtype) -> None:
     case, text = SITUATIONS[name], fit(text, heads[1])
@@ -168,3 +203,30 @@ def test_backward(text: str, backend: str, name: str, heads: tuple[int, int], dt
     for gradient, expected in zip(gradients, wanted, strict=True):
         size = float(expected.abs().max())
         assert float((gradient - expected).abs().max()) < (1e-5 if dtype == torch.float32 else 2e-2) * max(1.0, size)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("UNCLIPPED_SLOW" not in os.environ, reason="compiles for a minute: set UNCLIPPED_SLOW=1")
+def test_compiled_flex() -> None:
+    """With the compiler, on blocks of its size: both rules for elements (causal, and a chunk's own)."""
+    layout = Layout.from_token_types([0] * 40 + [1] * 600 + [0] * 33, [(1, 60, 10)])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, h, layout.length, 16, generator=generator) for h in (4, 2, 2))
+    for offset in (0, 300):
+        plan = build_plan(parse_pattern("sink + window(40) + window2d(3, 3)"), layout, offset=offset)
+        states = (query[:, :, offset:], key, value)
+        with torch.no_grad():
+            own, wanted = (sparse_attention(*states, plan, scale=SCALE, backend=b) for b in ("flex", "reference"))
+        assert torch.allclose(own, wanted, atol=1e-5)
+
+
+def test_flex_says_what_it_cannot_do() -> None:
+    plan = build_plan(parse_pattern("full"), TEXT_ROW)
+    states = [torch.zeros(1, 2, TEXT_ROW.length, WIDTH) for _ in range(3)]
+    with pytest.raises(UsageError, match="no gradients on a CPU"):
+        sparse_attention(states[0].requires_grad_(), *states[1:], plan, scale=1.0, backend="flex")
+    with pytest.raises(UsageError, match="use backend='gather' for float64"):
+        sparse_attention(*(s.detach().double() for s in states), plan, scale=1.0, backend="flex")
+    small = build_plan(parse_pattern("full"), TEXT_ROW, **BLOCKS)
+    with pytest.raises(UsageError, match="key blocks of a multiple of 128 tokens, found 8"):
+        sparse_attention(*(s.detach() for s in states), small, scale=1.0, backend="flex")

@@ -15,10 +15,6 @@ from unclipped.attention.patterns import Pattern, fill_heads
 from unclipped.attention.scoring import BlockScores
 from unclipped.core.errors import UsageError
 
-SHORTEST = 4096
-"""Tokens below which `fallback="auto"` runs dense; at this length sparse pays on a CPU (benchmarks/RESULTS.md)."""
-DENSEST = 0.5
-"""Density above which `fallback="auto"` runs dense."""
 _ROWS_AT_ONCE = 128
 
 
@@ -82,13 +78,6 @@ class BlockPlan:
             masked += int(np.clip(seen, 0, min(self.key_block, self.length - block * self.key_block)).sum())
         return (own + listed + masked / self.partial.shape[0]) / float((reach + 1).sum())
 
-    @property
-    def reason(self) -> str | None:
-        """Why dense attention is the better choice, if it is."""
-        if self.density > DENSEST:
-            return f"density {self.density:.2f} is above {DENSEST}"
-        return None
-
     def element_mask(self) -> Tensor:
         """What the plan attends to, token by token: bool (heads, queries, keys). For tests: it is quadratic."""
         query, key = torch.arange(self.offset, self.length), torch.arange(self.length)
@@ -103,13 +92,6 @@ class BlockPlan:
             parts.append(allowed[:, rows][:, :, key // self.key_block])  # (heads, queries, keys)
         diagonal = own & self.is_diagonal.cpu()[rows][:, None]
         return parts[0] | (parts[1] & seen) | diagonal
-
-
-def dense_reason(length: int) -> str | None:
-    """Why a prompt runs dense before any plan is made, if it does."""
-    if length < SHORTEST:
-        return f"{length} tokens are fewer than {SHORTEST}"
-    return None
 
 
 def build_plan(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unclipped.attention.calibration import FIXED, Calibration
 from unclipped.attention.config import SparseConfig
 from unclipped.attention.detect import check_replaceable, key_heads_of, layouts_of_call
 from unclipped.attention.layout import Layout
@@ -203,18 +204,20 @@ def sparse_prefill(
     fallback: Literal["auto", "never"] = "auto",
     key_block: int = 128,
     query_block: int = 256,
-    backend: Literal["gather", "reference"] | None = None,
+    backend: Literal["gather", "flex", "reference"] | None = None,
     layouts: Sequence[Layout] | None = None,
+    calibration: Calibration | Literal["measured", "fixed"] = "measured",
 ) -> SparsePrefill:
     """Prefill `model` under `pattern` from now on, or inside a `with` statement.
 
     pattern: one for all layers, or a sequence of one a layer (the same as `per_layer`); text is read by the pattern
-    syntax. fallback: `auto`
-    runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay (short prompts, dense
-    plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and layers with a mask of
-    their own (sliding windows), are always as in the model. key_block, query_block, backend: see `build_plan` and
-    `sparse_attention`. layouts: of each row of every batch to come, without padding; by default they are read off the
-    input ids and image grids of each call.
+    syntax. fallback: `auto` runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay
+    (short prompts, dense plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and
+    layers with a mask of their own (sliding windows), are always as in the model. key_block, query_block, backend: see
+    `build_plan` and `sparse_attention`. layouts: of each row of every batch to come, without padding; by default they
+    are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a CPU once and
+    kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other devices always
+    take.
 
     Raises UsageError for a bad pattern, a model whose attention cannot be replaced, or one that is under sparse
     prefill already.
@@ -225,11 +228,16 @@ def sparse_prefill(
     """
     if fallback not in ("auto", "never"):
         raise UsageError(f"fallback: expected 'auto' or 'never', found '{fallback}'")
+    if isinstance(calibration, str) and calibration not in ("measured", "fixed"):
+        raise UsageError(f"calibration: expected 'measured', 'fixed' or a Calibration, found '{calibration}'")
+    rule = None if calibration == "measured" else FIXED if isinstance(calibration, str) else calibration
     decoder = decoder_of(model)
     depth = int(decoder.config.num_hidden_layers)
     chosen = read_patterns(pattern, depth)
     check_lists(chosen, layers=depth, key_heads=key_heads_of(decoder.config))
-    state = SparseState(chosen, fallback, key_block=key_block, query_block=query_block, backend=backend)
+    state = SparseState(
+        chosen, fallback, key_block=key_block, query_block=query_block, backend=backend, calibration=rule
+    )
     return SparsePrefill(model, state, layouts)
 
 
@@ -253,6 +261,7 @@ def prefill_with(model: PreTrainedModel, config: SparseConfig) -> SparsePrefill:
         fallback=config.fallback,
         key_block=config.key_block,
         query_block=config.query_block,
+        calibration=config.calibration,
     )
 
 

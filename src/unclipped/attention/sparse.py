@@ -1,6 +1,6 @@
-"""Attention under a block plan: `gather` runs it fast on CPUs, `reference` runs it by the definition.
+"""Attention under a block plan: `gather` runs it fast on CPUs, `flex` on CUDA, `reference` by the definition.
 
-Both take query (1, H, M, d), key and value (1, Hkv, N, d) and return (1, H, M, d); the queries are the last M of the N
+All take query (1, H, M, d), key and value (1, Hkv, N, d) and return (1, H, M, d); the queries are the last M of the N
 tokens. Query heads of a group share their key blocks. `gather` makes up to three calls of torch's flash kernel for the
 query blocks of equal lists: the span of a query block against itself, causally; its gathered key blocks, in full; and
 those behind a mask (later tokens, chunks that begin inside a block), of which plain causal rows have none. The parts
@@ -13,37 +13,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unclipped.attention.flex import flex_attention_by_plan
 from unclipped.attention.plan import BlockPlan
 from unclipped.core.errors import UsageError
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-BACKENDS = ("gather", "reference")
+BACKENDS = ("gather", "flex", "reference")
 _GATHERED_BYTES = 1 << 25  # keys and values gathered at a time: about a CPU's last-level cache
 
 
 def sparse_attention(
     query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, *, scale: float, backend: str | None = None
 ) -> Tensor:
-    """Attention under `plan`; backend: `gather` on a CPU, `reference` (quadratic) elsewhere, unless named.
+    """Attention under `plan`; backend: that of `default_backend` unless named.
 
     Raises UsageError when shapes do not fit the plan or each other, or for `gather` off the CPU.
     """
     _check(query, key, value, plan)
-    chosen = backend or ("gather" if query.device.type == "cpu" else "reference")
+    chosen = backend or default_backend(query.device.type)
     if chosen not in BACKENDS:
         raise UsageError(f"backend: expected one of {', '.join(BACKENDS)}, found '{chosen}'")
+    if chosen == "flex":
+        return flex_attention_by_plan(query, key, value, plan, scale=scale)
     if chosen == "reference":
         return reference_attention(query, key, value, plan, scale=scale)
     if query.device.type != "cpu":
         raise UsageError(f"backend gather runs on CPUs, the queries are on {query.device}; use backend='reference'")
     return _Gather.apply(query, key, value, plan, scale)  # type: ignore[return-value]
+
+
+def default_backend(device_type: str) -> str:
+    """`gather` on a CPU, `flex` on CUDA where Triton is there to compile it, else `reference`, which is quadratic."""
+    if device_type == "cpu":
+        return "gather"
+    return "flex" if device_type == "cuda" and find_spec("triton") is not None else "reference"
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan) -> None:

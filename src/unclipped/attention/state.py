@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unclipped.attention.calibration import FIXED, LENGTHS, Calibration, Shape, calibration_for
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Pattern
-from unclipped.attention.plan import BlockPlan, build_plan, dense_reason
-from unclipped.attention.sparse import sparse_attention
+from unclipped.attention.plan import BlockPlan, build_plan
+from unclipped.attention.sparse import default_backend, sparse_attention
 from unclipped.core.errors import UsageError
 
 Fallback = Literal["auto", "never"]
@@ -86,10 +87,18 @@ class SparseState:
     """Pattern, fallback rule and records of one attached model."""
 
     def __init__(
-        self, pattern: Pattern, fallback: Fallback, *, key_block: int, query_block: int, backend: str | None
+        self,
+        pattern: Pattern,
+        fallback: Fallback,
+        *,
+        key_block: int,
+        query_block: int,
+        backend: str | None,
+        calibration: Calibration | None = None,
     ) -> None:
-        """Blocks in tokens, as `build_plan` takes them."""
-        self.pattern, self.fallback, self.backend = pattern, fallback, backend
+        """Blocks in tokens, as `build_plan` takes them. calibration: when `auto` runs dense; None: measured where a
+        CPU prefills, the fixed rule elsewhere."""
+        self.pattern, self.fallback, self.backend, self.calibration = pattern, fallback, backend, calibration
         self.key_block, self.query_block = key_block, query_block
         self.records: dict[int, LayerRecord] = {}
         self.is_paused = False
@@ -177,15 +186,20 @@ class SparseState:
         if reason is None and dropout > 0:
             reason, refusable = f"attention dropout of {dropout:g}", True
         plans: list[BlockPlan | None] = []
+        rule = FIXED
         if reason is None and self.fallback == "auto":
-            reason = next((r for row in prefill.rows if (r := dense_reason(row.layout.length))), None)
+            longest = max(row.layout.length for row in prefill.rows)
+            rule = self._rule(query, key, longest)
+            reason = next((r for row in prefill.rows if (r := rule.reason_before(row.layout.length))), None)
+            if self.backend is None and default_backend(query.device.type) == "reference":
+                reason = f"no backend for {query.device.type} is faster than dense attention"
         if reason is None:
             states = zip(prefill.rows, query, key, strict=True)
             plans = [self._plan(layer, row, prefill.offset, q, k, scale) for row, q, k in states]
             if self.fallback == "auto":
-                reason = next(
-                    (r for b in range(len(plans)) if (r := self._plan_reason(layer, prefill, plans, b))), None
-                )
+                judged = zip(prefill.rows, plans, strict=True)
+                reasons = (self._plan_reason(layer, row, plan, key.shape[1], rule) for row, plan in judged)
+                reason = next((r for r in reasons if r), None)
         if reason is not None:
             if refusable and self.fallback == "never":
                 raise UsageError(f"sparse prefill cannot run in layer {layer}: {reason} (fallback='never')")
@@ -246,19 +260,31 @@ class SparseState:
             self._plans[name] = held
         return held
 
-    def _plan_reason(self, layer: int, row: Row, plan: BlockPlan | None) -> str | None:
-        """Why a row's plan had better run dense. That of a chunk under a static pattern is judged as the whole row's,
-        so that all its chunks are treated alike."""
-        pattern = self.pattern.for_layer(layer)
-        if plan is None:
-            return None
-        if not pattern.is_dynamic and (row.first, row.stop) != (0, row.layout.length):
-            name = (row.layout, pattern, 0, row.layout.length)
+    def _plan_reason(
+        self, layer: int, row: Row, plan: BlockPlan | None, key_heads: int, rule: Calibration
+    ) -> str | None:
+        """Why a row's plan had better run dense. Static patterns are judged by the plan of the whole row, so that all
+        its chunks are treated alike, those that hold none of its tokens included."""
+        pattern, length = self.pattern.for_layer(layer), row.layout.length
+        if not pattern.is_dynamic:
+            name = (row.layout, pattern, 0, length)
             if name not in self._plans:
                 blocks: dict[str, Any] = {"key_block": self.key_block, "query_block": self.query_block}
-                self._plans[name] = build_plan(pattern, row.layout, **blocks, key_heads=plan.lists.shape[0])
+                self._plans[name] = build_plan(pattern, row.layout, **blocks, key_heads=key_heads)
             plan = self._plans[name]
-        return plan.reason
+        return None if plan is None else rule.reason(plan, length)
+
+    def _rule(self, query: Tensor, key: Tensor, longest: int) -> Calibration:
+        """When to run dense: as given, or measured for this shape where it is needed and no gradients are."""
+        if self.calibration is not None:
+            return self.calibration
+        is_trained = torch.is_grad_enabled() and query.requires_grad
+        if query.device.type != "cpu" or is_trained or self.backend not in (None, "gather"):
+            return FIXED
+        if longest < LENGTHS[0]:  # nothing to measure for
+            return Calibration(LENGTHS[:1], (0.0,))
+        shape = Shape(query.shape[1], key.shape[1], query.shape[3], query.dtype, self.key_block, self.query_block)
+        return calibration_for(shape)
 
     def _record(self, record: LayerRecord) -> None:
         self.records[record.layer] = record

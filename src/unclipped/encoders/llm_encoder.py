@@ -156,8 +156,9 @@ class LLMVisionModel(PreTrainedModel):
         `last_hidden_state` (B, n, hidden) after the decoder's final norm and, on request, `hidden_states`: the stem's
         output and the output of each layer, before that norm. Each image attends to itself only.
 
-        attention: arguments for the attention of every layer. With `keep` (B, k), pixel_values (B, k, …) are only the patches at these places of images of one grid. Raises
-        UsageError then for the convolution stem, which reads patches across their borders.
+        attention: arguments for the attention of every layer. With `keep` (B, k), pixel_values (B, k, …) are only the
+        patches at these places of images of one grid. Raises UsageError then for the convolution stem, which reads
+        patches across their borders.
         """
         rows, columns = grid_positions(grids, pixel_values.device)  # (1 or B, n)
         if keep is not None:

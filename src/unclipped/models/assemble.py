@@ -100,8 +100,9 @@ def assemble(
 
     vision: folder, hub id, `llm:` and either of them, or a configuration with its model_type (random weights). text:
     folder or hub id. connector: text form. image: fields of the image rule that differ from the encoder's suggestion.
-    vision_attention: pattern of the encoder's attention, dense without. patch_size, rope, rope_theta and stem shape an encoder made from a language model. `seed` alone determines the new
-    weights. Raises UsageError and CheckpointError, see the parts.
+    vision_attention: pattern of the encoder's attention, dense without. patch_size, rope, rope_theta and stem shape an
+    encoder made from a language model. `seed` alone determines the new weights. Raises UsageError and CheckpointError,
+    see the parts.
     """
     parsed = parse_connector(connector)
     settings = {key: value for key, value in (image or {}).items() if value is not None}
