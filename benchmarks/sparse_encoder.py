@@ -72,18 +72,15 @@ def measure(encoder: VisionEncoder, side: int, text: str, arguments: argparse.Na
     pixels, grid = pixels.to(DTYPES[arguments.dtype]), torch.tensor([[1, side, side]])
     times: dict[str, list[float]] = {"sparse": [], "dense": []}
     density = 1.0
-    for repeat in range(-1, arguments.repeats):
+    for repeat in range(-1, arguments.repeats):  # the first warms up
         for name in ("sparse", "dense") if repeat % 2 else ("dense", "sparse"):
-            if name == "sparse" and repeat < 0:
-                encoder.set_pattern(text)
-                own = encoder.pattern
-            encoder.pattern = own if name == "sparse" else None
+            encoder.set_pattern(text if name == "sparse" else None)
             elapsed = forward_seconds(encoder, pixels, grid)
             if repeat >= 0:
                 times[name].append(elapsed)
-            elif encoder.pattern is not None:
+            if encoder.pattern is not None:
                 density = statistics.mean(encoder.pattern.density.values())
-    encoder.pattern = None
+    encoder.set_pattern(None)
     ratios = [dense / own for own, dense in zip(times["sparse"], times["dense"], strict=True)]
     dense_seconds = statistics.median(times["dense"])
     share = attention_seconds(side * side + 1, arguments) / dense_seconds

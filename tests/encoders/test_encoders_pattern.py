@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ def test_the_pattern_is_part_of_the_model(tmp_path: Path) -> None:
         assert torch.allclose(loaded.model.vision_tower(pixels, thw), features, atol=1e-5)
         tower.set_pattern(None)
         assert not torch.allclose(tower(pixels, thw), features, atol=1e-3)
+
+
+def test_a_copy_has_the_same_pattern_in_the_same_layers() -> None:
+    encoder = build("dinov2")
+    _, pixels, thw = images_for(encoder)
+    encoder.set_pattern("per_layer(full | window2d(0, 0))", **EXACT)
+    with torch.no_grad():
+        features = encoder(pixels, thw)
+        teacher = copy.deepcopy(encoder)
+        assert torch.allclose(teacher(pixels, thw), features)
+    assert teacher.pattern is not None
+    assert teacher.pattern is not encoder.pattern
+    assert sorted(teacher.pattern.density) == [0, 1]
 
 
 @pytest.mark.parametrize(

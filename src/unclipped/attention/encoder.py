@@ -59,6 +59,13 @@ class EncoderPattern:
         self._plans: dict[tuple[Layout, Pattern], BlockPlan] = {}
         self._layers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies of an encoder (a teacher) number their own layers."""
+        return {**self.__dict__, "_layers": None, "_plans": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _layers=WeakKeyDictionary())
+
     def view(self, grids: Sequence[tuple[int, int]]) -> EncoderView:
         """What the layers of one forward are handed: images of these grids (rows, columns) in patches."""
         return EncoderView(self, tuple(Layout.of_encoder(self.prefix, grid) for grid in grids))
