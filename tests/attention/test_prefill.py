@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, StaticCache
 
 from support.tiny_models import tiny_lm
-from unclipped.attention.detect import layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.prefill import sparse_prefill
 from unclipped.attention.state import _STATES
@@ -55,6 +54,30 @@ def vision_model(family: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
             image_token_index=IMAGE, vision_feature_layer=-1, vision_feature_select_strategy="default",
         )  # fmt: skip
         images = {"pixel_values": torch.randn(1, 3, 64, 64, generator=generator)}
+    elif family == "smolvlm":
+        vision = {
+            "model_type": "smolvlm_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "image_size": 64, "patch_size": 4,
+        }  # fmt: skip
+        config = AutoConfig.for_model(
+            "smolvlm", vision_config=vision, text_config={"model_type": "llama", **text}, image_token_id=IMAGE,
+            scale_factor=2, pad_token_id=0,
+        )  # fmt: skip
+        images = {"pixel_values": torch.randn(1, 1, 3, 64, 64, generator=generator)}
+    elif family == "gemma3":  # images see themselves both ways; a sliding layer and a full one
+        vision = {
+            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "image_size": 64, "patch_size": 8, "vision_use_head": False,
+        }  # fmt: skip
+        sliding = {
+            "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+        }  # fmt: skip
+        config = AutoConfig.for_model(
+            "gemma3", vision_config=vision, text_config={"model_type": "gemma3_text", **text, **sliding},
+            image_token_index=IMAGE, image_token_id=IMAGE, mm_tokens_per_image=64,
+        )  # fmt: skip
+        images = {"pixel_values": torch.randn(1, 3, 64, 64, generator=generator)}
     else:
         config = AutoConfig.for_model(
             "qwen2_5_vl",
@@ -80,8 +103,10 @@ def vision_model(family: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
                 parameter.mul_(4.0)
     ids = torch.cat([torch.arange(10, 30), torch.full((64,), IMAGE), torch.arange(30, 41)])[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
-    if family != "llava":
+    if family == "qwen2_5_vl":
         inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    if family == "gemma3":
+        inputs["token_type_ids"] = (ids == IMAGE).int()
     return model, inputs
 
 
@@ -100,7 +125,7 @@ def test_full_density_generates_the_same_tokens(family: str, cache: str | None) 
         assert sparse.report()[-1].density < 0.6
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
 def test_whole_vision_language_models(family: str) -> None:
     model, inputs = vision_model(family)
     arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
@@ -114,6 +139,53 @@ def test_whole_vision_language_models(family: str) -> None:
     with sparse_prefill(model, "global_text + window2d(1, 8)", fallback="never", **BLOCKS) as sparse:
         model(**inputs)  # the grid, 8×8, is known
         assert sparse.report()[0].density < 1.0
+
+
+def test_images_that_see_themselves_both_ways() -> None:
+    """Gemma 3: its full layer runs sparsely with later tokens of the image, its sliding one keeps its window."""
+    model, inputs = vision_model("gemma3")
+    arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
+    expected, logits = model.generate(**arguments), model(**inputs).logits
+    with sparse_prefill(model, "full", fallback="never", **BLOCKS) as sparse, torch.no_grad():
+        assert torch.allclose(model(**inputs).logits, logits, atol=1e-4)
+        assert torch.equal(model.generate(**arguments), expected)
+        window, full = sparse.report()
+        assert window.reason == "the layer has a mask of its own (window, packing)"
+        assert full.mode == "sparse"
+        assert full.density == pytest.approx(1.0)
+    with sparse_prefill(model, SPARSE, fallback="never", **BLOCKS) as sparse:
+        model.generate(**arguments)
+        assert sparse.report()[1].density < 1.0
+    given = [Layout.from_input_ids(inputs["input_ids"][0], IMAGE, [(1, 8, 8)]).with_sight("images")]
+    other, causal = vision_model("llava")
+    with (
+        sparse_prefill(other, "full", fallback="never", layouts=given, **BLOCKS),
+        pytest.raises(UsageError, match="but the model's mask is causal"),
+    ):
+        other(**causal)
+
+
+def test_compiled_decode_steps() -> None:
+    """A decode step under a pattern is one graph, the same as without, and the prefill stays sparse."""
+    model, inputs = text_model("qwen3"), text_inputs(60)
+    one = {key: value[:1] for key, value in inputs.items()}
+
+    def decode(step: Callable[..., Any]) -> list[int]:
+        cache = StaticCache(config=model.config, max_cache_len=80)
+        with torch.no_grad():
+            token = model(**one, past_key_values=cache, use_cache=True).logits[:, -1].argmax(dim=-1)
+            tokens = []
+            for _ in range(6):
+                tokens.append(int(token))
+                token = step(input_ids=token[:, None], past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+        return tokens
+
+    with sparse_prefill(model, "sink(4) + window(6)", fallback="never", **BLOCKS) as sparse:
+        expected = decode(model)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert decode(compiled) == expected
+        assert sparse.report()[0].mode == "sparse"
 
 
 def test_our_model(assembled_model: tuple[Any, dict[str, Tensor]]) -> None:
@@ -204,31 +276,6 @@ def test_auto_runs_short_prompts_dense_and_says_why() -> None:
         assert report[0].reason == "90 tokens are fewer than 4096"
 
 
-def test_a_continued_cache_is_dense_and_says_why() -> None:
-    model, inputs = text_model("qwen3"), text_inputs()
-    ids = inputs["input_ids"][:1]
-    with sparse_prefill(model, "window(8)", fallback="never", **BLOCKS) as sparse, torch.no_grad():
-        first = model(input_ids=ids[:, :60], use_cache=True)
-        model(input_ids=ids[:, 60:], past_key_values=first.past_key_values)
-        assert "continues a cache" in str(sparse.report()[0].reason)
-
-
-def test_chunked_prefill_of_an_image_generates_the_same_tokens() -> None:
-    """A chunk may end inside an image: it runs dense and says why, and so do the chunks behind it."""
-    model, inputs = vision_model("llava")
-    arguments: dict[str, Any] = {**inputs, "max_new_tokens": 8, "do_sample": False}
-    embeddings = model.generate(**arguments)
-    with sparse_prefill(model, "full", key_block=8, query_block=16), torch.no_grad():
-        state = model(input_ids=inputs["input_ids"][:, :50], pixel_values=None, use_cache=True)
-        assert state.past_key_values.get_seq_length() == 50
-        assert torch.equal(model.generate(**arguments), embeddings)
-    grids = {"image_grid_thw": torch.tensor([[1, 4, 4]]), **inputs}
-    assert "needs 16 tokens" not in str(layouts_of_call(model, inputs["input_ids"][:, :40], None, grids))
-    cut = layouts_of_call(model, inputs["input_ids"][:, :30], None, grids)
-    assert isinstance(cut, str)
-    assert "needs 16 tokens, but 10 visual tokens stand from position 20" in cut
-
-
 def test_a_dropped_model_leaves_nothing_behind() -> None:
     gc.collect()  # what other tests dropped
     before = len(_STATES)
@@ -251,10 +298,14 @@ def test_leaving_puts_the_model_back() -> None:
     assert torch.equal(model(**inputs).logits, expected)
 
 
-def test_a_pattern_for_each_layer() -> None:
+@pytest.mark.parametrize("pattern", [["full", "window(8)"], "per_layer(full | window(8))"])
+def test_a_pattern_for_each_layer(pattern: str | list[str]) -> None:
     model, inputs = text_model("qwen3"), text_inputs()
-    with sparse_prefill(model, ["full", "window(8)"], fallback="never", **BLOCKS) as sparse:
+    with sparse_prefill(model, pattern, fallback="never", **BLOCKS) as sparse:
         model(**inputs)
+        summary = sparse.summary()
+        assert summary is not None
+        assert summary.pattern == "per_layer(full | window(size=8))"
         densities = [record.density for record in sparse.report()]
     assert densities[0] == pytest.approx(1.0)
     assert densities[1] < 0.6
@@ -264,6 +315,11 @@ def given_layout(model: Any) -> None:
     with sparse_prefill(
         model, "window(8)", fallback="never", layouts=[Layout.from_token_types([0] * 80)] * 2, **BLOCKS
     ):
+        model(**text_inputs())
+
+
+def without_keys(model: Any) -> None:
+    with sparse_prefill(model, "window2d(1, 1)", fallback="never", **BLOCKS):
         model(**text_inputs())
 
 
@@ -295,6 +351,12 @@ def with_weights(model: Any) -> None:
     [
         (lambda model: sparse_prefill(model, "windw(8)"), "did you mean 'window'"),
         (lambda model: sparse_prefill(model, ["full"] * 3), "one for each of the 2 layers, found 3"),
+        (
+            lambda model: sparse_prefill(model, "per_layer(3*full)"),
+            "3 patterns for the model's 2 layers; give at most 2",
+        ),
+        (lambda model: sparse_prefill(model, "per_head(3*full)"), "3 patterns for the model's 2 key heads"),
+        (without_keys, r"pattern window2d\(rows=1, columns=1\): row 0 \(text\) has no key that it may see"),
         (lambda model: sparse_prefill(model, "full", fallback="sometimes"), "expected 'auto' or 'never'"),
         (given_layout, "row 0: the layout describes 80 tokens, the batch holds 90"),
         (twice, "under sparse prefill already"),

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention.cases import DYNAMIC, STATIC, attention64, layouts, naive_mask
+from attention.cases import DYNAMIC, STATIC, attention64, layouts, may_see, naive_mask
 from unclipped.attention.layout import Layout
 from unclipped.attention.plan import build_plan
-from unclipped.attention.sparse import BACKENDS, sparse_attention
+from unclipped.attention.sparse import sparse_attention
 from unclipped.attention.syntax import parse_pattern
 from unclipped.core.errors import UsageError
 
@@ -32,9 +32,11 @@ def states(
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("text", [*STATIC, *DYNAMIC])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["gather", "reference"])
 def test_backends_agree_with_float64(text: str, heads: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
     query, key, value = states(*heads, LAYOUT.length, dtype)
+    if text.startswith("per_head") and heads[1] < 2:
+        text = text.replace("|", "+").removeprefix("per_head")  # one key head, one pattern
     plan = build_plan(parse_pattern(text), LAYOUT, **BLOCKS, query=query[0], key=key[0], scale=SCALE)
     expected = attention64(*(s[0].double().numpy() for s in (query, key, value)), plan.element_mask().numpy(), SCALE)
     output = sparse_attention(query, key, value, plan, scale=SCALE, backend=backend)
@@ -47,11 +49,10 @@ def test_backends_agree_with_float64(text: str, heads: tuple[int, int], dtype: t
 def test_static_plans_attend_to_what_the_pattern_means(layout: Layout, text: str, size: tuple[int, int]) -> None:
     pattern = parse_pattern(text)
     plan = build_plan(pattern, layout, key_block=size[0], query_block=size[1])
-    mask = plan.element_mask().numpy()[0]
+    mask = plan.element_mask().numpy()
     assert not (naive_mask(pattern, layout, *size) & ~mask).any()
-    assert not np.triu(mask, 1).any()
-    pairs = layout.length * (layout.length + 1) / 2
-    assert plan.density == pytest.approx(mask.sum() / pairs)
+    assert not (mask & ~may_see(layout)).any()
+    assert plan.density == pytest.approx(mask.sum(axis=(1, 2)).mean() / may_see(layout).sum())
 
 
 @pytest.mark.parametrize("text", ["window(20)", "topk(2)"])
@@ -64,7 +65,7 @@ def test_gradients_equal_those_of_the_definition(text: str, heads: tuple[int, in
     )
     own, expected = (
         torch.autograd.grad(sparse_attention(*leaves, plan, scale=SCALE, backend=backend), leaves, upstream)
-        for backend in BACKENDS
+        for backend in ("gather", "reference")
     )
     for gradient, wanted in zip(own, expected, strict=True):
         assert torch.allclose(gradient, wanted, atol=1e-12)
@@ -72,7 +73,7 @@ def test_gradients_equal_those_of_the_definition(text: str, heads: tuple[int, in
 
 def test_gradients_by_finite_differences() -> None:
     layout = Layout.from_token_types([0] * 13)
-    leaves = [s.double().requires_grad_() for s in states(2, 1, 13)]
+    leaves = [s[..., :3].double().requires_grad_() for s in states(2, 1, 13)]
     plan = build_plan(parse_pattern("window(5) + sink"), layout, key_block=2, query_block=4)
     assert torch.autograd.gradcheck(lambda *s: sparse_attention(*s, plan, scale=SCALE), leaves)
 
@@ -89,9 +90,10 @@ def test_a_full_plan_is_dense_attention(length: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(layout=layouts(), text=st.sampled_from(STATIC), seed=st.integers(0, 99), data=st.data())
 def test_a_future_token_changes_nothing(layout: Layout, text: str, seed: int, data: st.DataObject) -> None:
+    layout = layout.with_sight("causal")
     place = data.draw(st.integers(0, layout.length - 1))
-    plan = build_plan(parse_pattern(text), layout, key_block=4, query_block=8)
-    first, second = states(2, 1, layout.length, seed=seed), states(2, 1, layout.length, seed=seed)
+    plan = build_plan(parse_pattern(text), layout, key_block=4, query_block=8, key_heads=2)
+    first, second = (states(4, 2, layout.length, seed=seed) for _ in range(2))
     for changed in second:
         changed[:, :, place:] += 3.0
     outputs = [sparse_attention(*s, plan, scale=SCALE)[:, :, :place] for s in (first, second)]
@@ -163,5 +165,5 @@ def test_plans_of_dynamic_patterns_ask_for_states() -> None:
     with pytest.raises(UsageError, match="the layout has 131 tokens, the queries 100"):
         build_plan(parse_pattern("topk(2)"), LAYOUT, query=query[0], key=key[0])
     plan = build_plan(parse_pattern("full"), Layout.from_token_types([0] * 100))
-    with pytest.raises(UsageError, match="expected one of gather, reference, found 'flash'"):
+    with pytest.raises(UsageError, match="expected one of gather, flex, reference, found 'flash'"):
         sparse_attention(query, key, value, plan, scale=1.0, backend="flash")

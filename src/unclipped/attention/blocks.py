@@ -14,19 +14,24 @@ Bounds = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Blocks:
-    """A layout cut into blocks of `size` tokens; the last may be shorter. Bounds are inclusive, one value a block."""
+    """A layout cut into blocks of `size` tokens; the last may be shorter. Bounds are inclusive, one value a block.
+
+    Blocks [begin, end) of it only (end 0: to the last); their bounds are those that they have in the whole row.
+    """
 
     layout: Layout
     size: int
+    begin: int = 0
+    end: int = 0
 
     @cached_property
     def count(self) -> int:
-        return -(-self.layout.length // self.size)
+        return (self.end or -(-self.layout.length // self.size)) - self.begin
 
     @cached_property
     def first(self) -> np.ndarray:
         """First token of each block, (blocks,)."""
-        return np.arange(self.count) * self.size
+        return np.arange(self.begin, self.begin + self.count) * self.size
 
     @cached_property
     def last(self) -> np.ndarray:
@@ -36,12 +41,12 @@ class Blocks:
     @cached_property
     def has_text(self) -> np.ndarray:
         """Whether a block holds a text token, (blocks,)."""
-        return np.logical_or.reduceat(~self.layout.is_visual, self.first)
+        return self._reduce(np.logical_or, ~self.layout.is_visual)
 
     @cached_property
     def has_visual(self) -> np.ndarray:
         """Whether a block holds a visual token, (blocks,)."""
-        return np.logical_or.reduceat(self.layout.is_visual, self.first)
+        return self._reduce(np.logical_or, self.layout.is_visual)
 
     @cached_property
     def image(self) -> Bounds:
@@ -56,9 +61,13 @@ class Blocks:
 
     def _bounds(self, values: np.ndarray) -> Bounds:
         visual, far = self.layout.is_visual, np.iinfo(np.int32).max
-        low = np.minimum.reduceat(np.where(visual, values, far), self.first)
-        high = np.maximum.reduceat(np.where(visual, values, -1), self.first)
+        low = self._reduce(np.minimum, np.where(visual, values, far))
+        high = self._reduce(np.maximum, np.where(visual, values, -1))
         return low, high
+
+    def _reduce(self, operation: np.ufunc, values: np.ndarray) -> np.ndarray:
+        stop = (self.begin + self.count) * self.size
+        return operation.reduceat(values[:stop], self.first)
 
 
 def overlap(query: Bounds, key: Bounds, reach: int = 0) -> np.ndarray:

@@ -16,6 +16,8 @@ class SparseConfig(FrozenConfig):
     """A pattern such as `global_text + sink(128) + topk(16)`, or a list of one for each layer."""
     fallback: Literal["auto", "never"] = "auto"
     """`auto`: dense where sparse does not pay (short prompts, dense plans). `never`: the pattern at any length."""
+    calibration: Literal["measured", "fixed"] = "measured"
+    """Rule of `auto`: measured on this machine's CPU once, or fixed (4,096 tokens, density 0.5), as training has it."""
     key_block: PositiveInt = 128
     """Keys in a block; listed blocks are attended to whole."""
     query_block: PositiveInt = 256

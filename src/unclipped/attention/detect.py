@@ -1,8 +1,10 @@
-"""Layouts read off the arguments of a model's call: which tokens are visual, and the grid of each image."""
+"""What a model is asked before it runs sparsely: whether it can, and which tokens of a call are visual."""
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from typing import Any
 
 import torch
@@ -16,7 +18,12 @@ Grid = tuple[int, int, int]
 
 
 def layouts_of_call(
-    model: PreTrainedModel, ids: Tensor | None, padding: Tensor | None, kwargs: dict[str, Any]
+    model: PreTrainedModel,
+    ids: Tensor | None,
+    padding: Tensor | None,
+    kwargs: dict[str, Any],
+    *,
+    is_cut: bool = False,
 ) -> tuple[Layout, ...] | str:
     """A layout for each row of `ids` (B, T), without padding, or the reason why none can be known.
 
@@ -24,6 +31,8 @@ def layouts_of_call(
 
     Visual tokens are those of the configuration's image or video token. Grids come from `image_grid_thw`, through the
     connector or the merge size of the model; without them an image of s·s tokens is taken as s rows, another as one.
+    is_cut: the rows may go on behind, so that a single row may end inside an image. A row of padding alone is given
+    one token of text.
     """
     if ids is None:
         return "called with inputs_embeds: visual tokens cannot be told from text; pass layouts to sparse_prefill"
@@ -34,12 +43,17 @@ def layouts_of_call(
         tokens = ids[row]  # (T,)
         if padding is not None:
             tokens = tokens[padding[row, : ids.shape[1]].bool()]  # (n,)
+        if not len(tokens):  # a chunk before the row's first token
+            rows.append(Layout.from_token_types([0]))
+            continue
         types = torch.isin(
             tokens, torch.tensor(visual, dtype=tokens.dtype, device=tokens.device)
         ).int()  # (n,) 1 = visual
         runs = _runs(types.tolist())
         if grids is None:
             own = [_square(length) for length in runs]
+        elif is_cut and ids.shape[0] == 1:
+            own = grids
         else:
             own, total = [], sum(runs)
             while total > 0 and used < len(grids):
@@ -47,7 +61,7 @@ def layouts_of_call(
                 total -= math.prod(grids[used])
                 used += 1
         try:
-            rows.append(Layout.from_token_types(types, own))
+            rows.append(Layout.from_token_types(types, own, is_cut=is_cut and grids is not None))
         except UsageError as error:  # a prompt cut inside an image (chunked prefill), or tokens of another merge
             return f"row {row}, {error}"
     return tuple(rows)
@@ -87,3 +101,28 @@ def _runs(types: list[int]) -> list[int]:
 def _square(length: int) -> Grid:
     side = math.isqrt(length)
     return (1, side, side) if side * side == length else (1, 1, length)
+
+
+def key_heads_of(config: Any) -> int:
+    """Key heads of a decoder's attention, by its configuration."""
+    heads = getattr(config, "num_key_value_heads", None)
+    return int(heads if isinstance(heads, int) else config.num_attention_heads)
+
+
+def check_replaceable(model: PreTrainedModel) -> None:
+    """Raise UsageError, which names the module, when the attention of `model` cannot be replaced."""
+    attentions = {type(module) for module in model.modules() if "Attention" in type(module).__name__}
+    for attention in sorted(attentions, key=lambda kind: kind.__name__):
+        if "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(sys.modules[attention.__module__]):
+            raise UsageError(
+                f"{type(model).__name__}: {attention.__name__} computes its attention itself and not through "
+                "transformers' attention interface, so it cannot be replaced; use a model that supports "
+                "set_attn_implementation"
+            )
+    if not attentions:
+        raise UsageError(f"{type(model).__name__}: found no attention modules that could run a pattern")
+    if not model._supports_sdpa:
+        raise UsageError(
+            f"{type(model).__name__} does not run on scaled_dot_product_attention, to which sparse attention falls "
+            "back; use a model with sdpa support"
+        )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from unclipped.core.errors import UsageError
 
 Grid = tuple[int, int, int]
+Sight = Literal["causal", "images", "all"]
 IntArray = np.ndarray
 
 
@@ -37,8 +38,14 @@ class Layout:
     """
 
     segments: tuple[Segment, ...]
+    sight: Sight = "causal"
+    """Which later tokens a token may see: none; those of its own image (models trained so); all (encoders)."""
+    is_cut: bool = False
+    """Whether the row goes on behind, so that its last image may hold fewer tokens than its grid."""
 
     def __post_init__(self) -> None:
+        if self.sight not in get_args(Sight):
+            raise UsageError(f"layout: sight must be one of {', '.join(get_args(Sight))}, found '{self.sight}'")
         position = 0
         for index, segment in enumerate(self.segments):
             if segment.start != position or segment.length < 1:
@@ -46,7 +53,8 @@ class Layout:
                     f"layout: segment {index} has start {segment.start} and length {segment.length}; expected a start "
                     f"of {position} and at least one token"
                 )
-            if segment.kind == "visual" and math.prod(segment.grid) != segment.length:
+            is_open = self.is_cut and index + 1 == len(self.segments) and segment.length < math.prod(segment.grid)
+            if segment.kind == "visual" and math.prod(segment.grid) != segment.length and not is_open:
                 raise UsageError(
                     f"layout: image {segment.image} has {segment.length} tokens, but its grid {segment.grid} "
                     f"(t, h, w) has {math.prod(segment.grid)}; give grids in tokens, after merging"
@@ -77,18 +85,42 @@ class Layout:
         for segment in self.segments:
             if segment.kind == "visual":
                 span = slice(segment.start, segment.start + segment.length)
-                places[:, span] = np.indices(segment.grid, dtype=np.int32).reshape(3, -1)  # row-major (t, h, w)
+                grid = np.indices(segment.grid, dtype=np.int32).reshape(3, -1)  # row-major (t, h, w)
+                places[:, span] = grid[:, : segment.length]
         return places
+
+    @cached_property
+    def reach(self) -> IntArray:
+        """The last token that each token may see, int64 (N,); it may see all before it."""
+        position = np.arange(self.length)
+        if self.sight == "causal":
+            return position
+        if self.sight == "all":
+            return np.full(self.length, self.length - 1)
+        ends = self._fill([segment.start + segment.length - 1 for segment in self.segments])
+        return np.where(self.is_visual, ends, position)
+
+    def with_sight(self, sight: Sight) -> Layout:
+        """The same tokens with another rule for later ones."""
+        return replace(self, sight=sight)
 
     def _fill(self, values: Sequence[int]) -> IntArray:
         return np.repeat(np.asarray(values, dtype=np.int32), [segment.length for segment in self.segments])
 
     @classmethod
-    def from_token_types(cls, types: Tensor | Sequence[int], grids: Sequence[Grid] | None = None) -> Layout:
+    def from_token_types(
+        cls,
+        types: Tensor | Sequence[int],
+        grids: Sequence[Grid] | None = None,
+        *,
+        sight: Sight = "causal",
+        is_cut: bool = False,
+    ) -> Layout:
         """From one number a token, (N,): 0 text, anything else visual.
 
         grids: (t, h, w) in tokens of each image in order; they also part images that follow each other directly.
-        Without them each unbroken run of visual tokens is one image of a single row.
+        Without them each unbroken run of visual tokens is one image of a single row. sight, is_cut: as of the layout;
+        a cut row may leave grids over, and its last image may be unfinished.
         """
         flags = torch.as_tensor(types).cpu().numpy().astype(bool)  # (N,)
         if flags.ndim != 1 or not len(flags):
@@ -109,6 +141,8 @@ class Layout:
                         f"{count} grids were given"
                     )
                 tokens = math.prod(grid)
+                if is_cut and stop == len(flags) and tokens > 0:
+                    tokens = min(tokens, int(stop - start))
                 if tokens < 1 or start + tokens > stop:
                     raise UsageError(
                         f"layout: image {count} with grid {grid} (t, h, w) needs {tokens} tokens, but "
@@ -117,11 +151,17 @@ class Layout:
                     )
                 segments.append(Segment("visual", int(start), tokens, count, (grid[0], grid[1], grid[2])))
                 start, count = start + tokens, count + 1
-        if images is not None and (left := sum(1 for _ in images)):
+        if images is not None and not is_cut and (left := sum(1 for _ in images)):
             raise UsageError(f"layout: {left} of {count + left} grids have no visual tokens in the row")
-        return cls(tuple(segments))
+        return cls(tuple(segments), sight, is_cut)
 
     @classmethod
     def from_input_ids(cls, input_ids: Tensor, image_token_id: int, grids: Sequence[Grid] | None = None) -> Layout:
         """From the ids of one row without padding, (N,), and the id of the image placeholder."""
         return cls.from_token_types((input_ids == image_token_id).to(torch.int8), grids)
+
+    @classmethod
+    def of_encoder(cls, prefix: int, grid: tuple[int, int]) -> Layout:
+        """Of an encoder: `prefix` class and register tokens, as text, then rows × columns patches; all see all."""
+        types = [0] * prefix + [1] * math.prod(grid)
+        return cls.from_token_types(types, [(1, *grid)], sight="all")

@@ -3,12 +3,15 @@
 A static pattern knows this from the layout. `element` is its exact meaning, token by token; `touches` says which
 blocks of keys hold anything for a block of queries, from bounds of coordinates alone. Plans attend to touched blocks
 whole, so `touches` may say yes too often (that costs time) and never no too often. Causality is not a pattern's affair:
-plans add it. Dynamic patterns (`scoring.py`) choose blocks from queries and keys.
+plans add it. Dynamic patterns (`scoring.py`) choose blocks from queries and keys. A result of `element` or `touches`
+with an axis of heads holds for the key heads in order, its last entry for all that follow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -46,10 +49,34 @@ class Pattern:
     @property
     def is_dynamic(self) -> bool:
         """Whether the choice depends on queries and keys."""
+        return any(part.is_dynamic for part in self.inner())
+
+    @property
+    def sees_itself(self) -> bool:
+        """Whether every token is among its own keys, whatever the layout."""
         return False
 
+    @property
+    def leaves_no_row_empty(self) -> bool:
+        """Whether every token has a key that is no later than itself, whatever the layout."""
+        return self.sees_itself
+
+    def inner(self) -> tuple[Pattern, ...]:
+        """The patterns that this one is made of."""
+        return ()
+
+    def walk(self) -> Iterator[Pattern]:
+        """This pattern and all inside it."""
+        yield self
+        for part in self.inner():
+            yield from part.walk()
+
+    def for_layer(self, layer: int) -> Pattern:
+        """What the pattern is in one layer."""
+        return self
+
     def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """Exact meaning for token positions: query (Q,), key (K,) → bool (Q, K). Static patterns only."""
+        """Exact meaning for positions: query (Q,), key (K,) → bool (Q, K) or (heads, Q, K). Static patterns only."""
         raise UsageError(f"pattern {self.name} chooses blocks from queries and keys; it has no meaning token by token")
 
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
@@ -76,6 +103,22 @@ def _flat(pattern: Pattern, kind: type[Union] | type[Intersection]) -> tuple[Pat
     return pattern.parts if isinstance(pattern, kind) else (pattern,)
 
 
+def combine(operation: Callable[[np.ndarray, np.ndarray], np.ndarray], results: Sequence[np.ndarray]) -> np.ndarray:
+    """Results of `element` or `touches` joined; those with fewer heads repeat their last."""
+    if len({result.shape for result in results}) > 1:
+        results = [result if result.ndim == 3 else result[None] for result in results]
+        heads = max(len(result) for result in results)
+        results = [fill_heads(result, heads) for result in results]
+    return reduce(operation, results)
+
+
+def fill_heads(values: np.ndarray, heads: int) -> np.ndarray:
+    """(fewer heads, …) → (heads, …), the last one repeated; a single one is left to broadcasting."""
+    if len(values) in (1, heads):
+        return values
+    return values[np.minimum(np.arange(heads), len(values) - 1)]
+
+
 @dataclass(frozen=True)
 class Union(Pattern):
     """What any of the parts allows."""
@@ -83,17 +126,24 @@ class Union(Pattern):
     parts: tuple[Pattern, ...]
 
     @property
-    def is_dynamic(self) -> bool:
-        return any(part.is_dynamic for part in self.parts)
+    def sees_itself(self) -> bool:
+        return any(part.sees_itself for part in self.parts)
+
+    @property
+    def leaves_no_row_empty(self) -> bool:
+        return any(part.leaves_no_row_empty for part in self.parts)
+
+    def inner(self) -> tuple[Pattern, ...]:
+        return self.parts
+
+    def for_layer(self, layer: int) -> Pattern:
+        return reduce(lambda left, right: left + right, [part.for_layer(layer) for part in self.parts])
 
     def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
-        return np.logical_or.reduce([part.element(layout, query, key) for part in self.parts])
+        return combine(np.logical_or, [part.element(layout, query, key) for part in self.parts])
 
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
-        result = self.parts[0].touches(query, key, scores)
-        for part in self.parts[1:]:
-            result = result | part.touches(query, key, scores)
-        return result
+        return combine(np.logical_or, [part.touches(query, key, scores) for part in self.parts])
 
     def __str__(self) -> str:
         return " + ".join(str(part) for part in self.parts)
@@ -106,17 +156,20 @@ class Intersection(Pattern):
     parts: tuple[Pattern, ...]
 
     @property
-    def is_dynamic(self) -> bool:
-        return any(part.is_dynamic for part in self.parts)
+    def sees_itself(self) -> bool:
+        return all(part.sees_itself for part in self.parts)
+
+    def inner(self) -> tuple[Pattern, ...]:
+        return self.parts
+
+    def for_layer(self, layer: int) -> Pattern:
+        return reduce(lambda left, right: left & right, [part.for_layer(layer) for part in self.parts])
 
     def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
-        return np.logical_and.reduce([part.element(layout, query, key) for part in self.parts])
+        return combine(np.logical_and, [part.element(layout, query, key) for part in self.parts])
 
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
-        result = self.parts[0].touches(query, key, scores)
-        for part in self.parts[1:]:
-            result = result & part.touches(query, key, scores)
-        return result
+        return combine(np.logical_and, [part.touches(query, key, scores) for part in self.parts])
 
     def __str__(self) -> str:
         return " & ".join(f"({part})" if isinstance(part, Union) else str(part) for part in self.parts)
@@ -128,6 +181,10 @@ class Full(Pattern):
 
     name = "full"
 
+    @property
+    def sees_itself(self) -> bool:
+        return True
+
     def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
         return np.ones((len(query), len(key)), dtype=bool)
 
@@ -137,10 +194,14 @@ class Full(Pattern):
 
 @dataclass(frozen=True)
 class Window(Pattern):
-    """The last `size` tokens, the query's own among them."""
+    """The last `size` tokens, the query's own among them; as many later ones where later tokens may be seen."""
 
     name = "window"
     size: int
+
+    @property
+    def sees_itself(self) -> bool:
+        return True
 
     def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
         return np.abs(query[:, None] - key[None, :]) < self.size
@@ -155,6 +216,10 @@ class Sink(Pattern):
 
     name = "sink"
     size: int = 1
+
+    @property
+    def leaves_no_row_empty(self) -> bool:
+        return True
 
     def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
         return np.broadcast_to(key[None, :] < self.size, (len(query), len(key)))
@@ -234,6 +299,30 @@ class Window2D(Pattern):
 
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
         return Window3D(0, self.rows, self.columns).touches(query, key)
+
+
+@dataclass(frozen=True)
+class Tiles(Pattern):
+    """Visual tokens of one frame in the same tile of rows × columns; tiles at the right and lower edge are smaller."""
+
+    name = "tiles"
+    needs_grid = True
+    rows: int
+    columns: int
+
+    def element(self, layout: Layout, query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        result = SameImage().element(layout, query, key)
+        for axis, size in zip(layout.places, (1, self.rows, self.columns), strict=True):
+            tile = axis // size
+            result = result & (tile[query][:, None] == tile[key][None, :])
+        return result
+
+    def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
+        result = SameImage().touches(query, key)
+        for own, other, size in zip(query.places, key.places, (1, self.rows, self.columns), strict=True):
+            tile, other_tile = ((low // size, high // size) for low, high in (own, other))
+            result = result & overlap(tile, other_tile)
+        return result
 
 
 AXES = {"frame": 0, "row": 1, "column": 2}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unclipped.attention.calibration import FIXED, Calibration
 from unclipped.attention.config import SparseConfig
-from unclipped.attention.detect import layouts_of_call
+from unclipped.attention.detect import check_replaceable, key_heads_of, layouts_of_call
 from unclipped.attention.layout import Layout
+from unclipped.attention.parts import PerLayer, check_lists
 from unclipped.attention.patterns import Pattern
-from unclipped.attention.state import LayerRecord, SparseState, enter_state, leave_state
+from unclipped.attention.state import LayerRecord, Prompt, SparseState, enter_state, leave_state, wrong_length
 from unclipped.attention.syntax import parse_pattern
 from unclipped.attention.transformers_interface import NAME, padding_of, register
 from unclipped.core.errors import UsageError
@@ -42,25 +45,32 @@ class SparsePrefill:
         self.model, self.state, self._given = model, state, tuple(layouts) if layouts is not None else None
         self.decoder = decoder_of(model)
         self._before: str = self.decoder.config._attn_implementation
-        self._hook: Any = None
+        self._hooks: list[Any] = []
+        self._generation: ContextVar[Prompt | str | None] = ContextVar("generation", default=None)
+        self._seen: WeakKeyDictionary[Any, SeenTokens] = WeakKeyDictionary()
         self._attach()
 
     def _attach(self) -> None:
         register()
         enter_state(self.decoder.config, self.state)
         self.decoder.set_attn_implementation(NAME)
-        self._hook = self.model.register_forward_pre_hook(self._see, with_kwargs=True)
+        self._hooks = [
+            self.model.register_forward_pre_hook(self._see, with_kwargs=True),
+            self.model.register_forward_hook(self._remember, with_kwargs=True),
+        ]
         self.model.sparse_report = self.report  # type: ignore[assignment]
+        self.model.generate = self._generate  # type: ignore[assignment]
 
     def close(self) -> None:
         """Put the model back as it was; a second call does nothing."""
-        if self._hook is None:
+        if not self._hooks:
             return
-        self._hook.remove()
-        self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         leave_state(self.decoder.config)
         self.decoder.set_attn_implementation(self._before)
-        del self.model.sparse_report
+        del self.model.sparse_report, self.model.generate
 
     def pause(self, is_paused: bool = True) -> None:
         """Run dense until called again with False."""
@@ -84,20 +94,107 @@ class SparsePrefill:
         if not records:
             return None
         return SparseSummary(
-            pattern=" | ".join(str(pattern) for pattern in self.state.patterns),
+            pattern=str(self.state.pattern),
             sparse_layers=sum(record.mode == "sparse" for record in records),
             layers=len(records),
             density=sum(record.density for record in records) / len(records),
             reasons=tuple(dict.fromkeys(record.reason for record in records if record.reason is not None)),
         )
 
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of the model, during which the whole prompt is known, whatever chunks it is run in."""
+        ids: Tensor | None = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        cache = kwargs.get("past_key_values")
+        prompt: Prompt | str | None = None
+        if not held_tokens(cache):  # behind earlier tokens it is not known whether `ids` repeat them
+            padding = padding_of(kwargs.get("attention_mask"))
+            found = self._given or layouts_of_call(self.model, ids, padding, kwargs)
+            if not isinstance(found, str):
+                self._check_given(found, ids, padding)
+            prompt = found if isinstance(found, str) else Prompt(found, "generation")
+        token = self._generation.set(prompt)
+        try:
+            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+        finally:
+            self._generation.reset(token)
+
+    def _check_given(self, layouts: tuple[Layout, ...], ids: Tensor | None, padding: Tensor | None) -> None:
+        if ids is None or len(layouts) != len(ids):
+            return
+        for row, layout in enumerate(layouts):
+            found = ids.shape[1] if padding is None else int(padding[row, : ids.shape[1]].sum())
+            if layout.length != found:
+                raise wrong_length(row, layout.length, found)
+
     def _see(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before each forward: which tokens of each row are visual. A decode step has nothing to be seen."""
         ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None and ids.shape[1] == 1:
             return
+        prompt = self._generation.get()
+        if prompt is None:
+            prompt = self._prompt_of_call(ids, kwargs)
+        elif isinstance(prompt, Prompt) and ids is not None and len(ids) != len(prompt.layouts):
+            copies = len(ids) // len(prompt.layouts)  # beams and several answers repeat the rows
+            prompt = Prompt(tuple(layout for layout in prompt.layouts for _ in range(copies)), "generation")
+        self.state.set_prompt(prompt)
+
+    def _prompt_of_call(self, ids: Tensor | None, kwargs: dict[str, Any]) -> Prompt | str:
+        """What is known of the prompt in a forward outside `generate`."""
+        cache = kwargs.get("past_key_values")
+        if self._given is not None:
+            uses_cache = cache is not None or kwargs.get("use_cache") is True
+            return Prompt(self._given, "chunks" if uses_cache else "forward")
         padding = padding_of(kwargs.get("attention_mask"))
-        self.state.set_layouts(self._given or layouts_of_call(self.model, ids, padding, kwargs))
+        earlier = held_tokens(cache)
+        if not earlier or ids is None:
+            found = layouts_of_call(self.model, ids, padding, kwargs, is_cut=kwargs.get("use_cache") is True)
+            return found if isinstance(found, str) else Prompt(found, "so far" if cache is not None else "forward")
+        before = self._seen.get(cache)
+        if before is None:
+            return "the forward continues a cache whose tokens were not seen"
+        together = before.followed_by(ids, earlier, kwargs.get("image_grid_thw"))
+        found = layouts_of_call(
+            self.model, together.ids, padding, {**kwargs, "image_grid_thw": together.grids}, is_cut=True
+        )
+        return found if isinstance(found, str) else Prompt(found, "so far")
+
+    def _remember(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        """After a forward that is no decode step: the tokens that its cache now holds, for chunks that follow."""
+        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None or ids.shape[1] == 1:
+            return
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            return
+        grids = kwargs.get("image_grid_thw")
+        earlier = held_tokens(cache) - ids.shape[1]
+        before = self._seen.get(cache)
+        if before is not None and earlier > 0:
+            self._seen[cache] = before.followed_by(ids, earlier, grids)
+        elif earlier == 0:
+            self._seen[cache] = SeenTokens(ids, grids)
+
+
+@dataclass(frozen=True)
+class SeenTokens:
+    """The tokens that a cache holds."""
+
+    ids: Tensor
+    """(B, T); -1 where a decode step wrote a token, which is text."""
+    grids: Tensor | None
+    """`image_grid_thw` of all images so far, (images, 3)."""
+
+    def followed_by(self, ids: Tensor, earlier: int, grids: Tensor | None) -> SeenTokens:
+        """With `ids` (B, n) behind the first `earlier` tokens."""
+        decoded = self.ids.new_full((len(ids), max(0, earlier - self.ids.shape[1])), -1)
+        both = [given for given in (self.grids, grids) if given is not None]
+        return SeenTokens(torch.cat([self.ids[:, :earlier], decoded, ids], dim=1), torch.cat(both) if both else None)
+
+
+def held_tokens(cache: Any) -> int:
+    """Tokens in a cache."""
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def sparse_prefill(
@@ -107,17 +204,20 @@ def sparse_prefill(
     fallback: Literal["auto", "never"] = "auto",
     key_block: int = 128,
     query_block: int = 256,
-    backend: Literal["gather", "reference"] | None = None,
+    backend: Literal["gather", "flex", "reference"] | None = None,
     layouts: Sequence[Layout] | None = None,
+    calibration: Calibration | Literal["measured", "fixed"] = "measured",
 ) -> SparsePrefill:
     """Prefill `model` under `pattern` from now on, or inside a `with` statement.
 
-    pattern: one for all layers, or a sequence of one a layer; text is read by the pattern syntax. fallback: `auto`
-    runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay (short prompts, dense
-    plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and layers with a mask of
-    their own (sliding windows), are always as in the model. key_block, query_block, backend: see `build_plan` and
-    `sparse_attention`. layouts: of each row of every batch to come, without padding; by default they are read off the
-    input ids and image grids of each call.
+    pattern: one for all layers, or a sequence of one a layer (the same as `per_layer`); text is read by the pattern
+    syntax. fallback: `auto` runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay
+    (short prompts, dense plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and
+    layers with a mask of their own (sliding windows), are always as in the model. key_block, query_block, backend: see
+    `build_plan` and `sparse_attention`. layouts: of each row of every batch to come, without padding; by default they
+    are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a CPU once and
+    kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other devices always
+    take.
 
     Raises UsageError for a bad pattern, a model whose attention cannot be replaced, or one that is under sparse
     prefill already.
@@ -128,14 +228,29 @@ def sparse_prefill(
     """
     if fallback not in ("auto", "never"):
         raise UsageError(f"fallback: expected 'auto' or 'never', found '{fallback}'")
-    given = [pattern] if isinstance(pattern, (str, Pattern)) else list(pattern)
-    patterns = [parse_pattern(item) if isinstance(item, str) else item for item in given]
+    if isinstance(calibration, str) and calibration not in ("measured", "fixed"):
+        raise UsageError(f"calibration: expected 'measured', 'fixed' or a Calibration, found '{calibration}'")
+    rule = None if calibration == "measured" else FIXED if isinstance(calibration, str) else calibration
     decoder = decoder_of(model)
     depth = int(decoder.config.num_hidden_layers)
+    chosen = read_patterns(pattern, depth)
+    check_lists(chosen, layers=depth, key_heads=key_heads_of(decoder.config))
+    state = SparseState(
+        chosen, fallback, key_block=key_block, query_block=query_block, backend=backend, calibration=rule
+    )
+    return SparsePrefill(model, state, layouts)
+
+
+def read_patterns(pattern: str | Pattern | Sequence[str | Pattern], depth: int) -> Pattern:
+    """One pattern from what users give; a list of one for each of `depth` layers becomes `per_layer`.
+
+    Raises UsageError for text that is no pattern and for a list of another length.
+    """
+    given = [pattern] if isinstance(pattern, (str, Pattern)) else list(pattern)
+    patterns = [parse_pattern(item) if isinstance(item, str) else item for item in given]
     if len(patterns) not in (1, depth):
         raise UsageError(f"pattern: expected one, or one for each of the {depth} layers, found {len(patterns)}")
-    state = SparseState(patterns, fallback, key_block=key_block, query_block=query_block, backend=backend)
-    return SparsePrefill(model, state, layouts)
+    return patterns[0] if len(patterns) == 1 else PerLayer(tuple(patterns))
 
 
 def prefill_with(model: PreTrainedModel, config: SparseConfig) -> SparsePrefill:
@@ -146,6 +261,7 @@ def prefill_with(model: PreTrainedModel, config: SparseConfig) -> SparsePrefill:
         fallback=config.fallback,
         key_block=config.key_block,
         query_block=config.query_block,
+        calibration=config.calibration,
     )
 
 
@@ -154,19 +270,5 @@ def decoder_of(model: PreTrainedModel) -> Any:
     decoder: Any = model.get_decoder()
     if not isinstance(decoder, PreTrainedModel) or not hasattr(decoder.config, "num_hidden_layers"):
         raise UsageError(f"{type(model).__name__}: found no decoder to prefill sparsely ({type(decoder).__name__})")
-    attentions = {type(module) for module in decoder.modules() if "Attention" in type(module).__name__}
-    for attention in sorted(attentions, key=lambda kind: kind.__name__):
-        if "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(sys.modules[attention.__module__]):
-            raise UsageError(
-                f"{type(decoder).__name__}: {attention.__name__} computes its attention itself and not through "
-                "transformers' attention interface, so it cannot be replaced; use a model that supports "
-                "set_attn_implementation"
-            )
-    if not attentions:
-        raise UsageError(f"{type(decoder).__name__}: found no attention modules that could run a pattern")
-    if not decoder._supports_sdpa:
-        raise UsageError(
-            f"{type(decoder).__name__} does not run on scaled_dot_product_attention, to which sparse prefill falls "
-            "back for decode steps; use a model with sdpa support"
-        )
+    check_replaceable(decoder)
     return decoder

@@ -19,19 +19,34 @@ from unclipped.core.errors import UsageError
 
 
 class BlockScores:
-    """Estimates of attention between blocks, for one row: query (H, N, d), key (Hkv, N, d)."""
+    """Estimates of attention between blocks, for one row: query (H, M, d) from token `offset` on, key (Hkv, N, d).
 
-    def __init__(self, query: Tensor, key: Tensor, query_blocks: Blocks, key_blocks: Blocks, scale: float) -> None:
-        self.query, self.key, self.scale = query, key, scale
+    candidates (query blocks, key blocks): which may be chosen at all; a query block's own span is not among them.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        query_blocks: Blocks,
+        key_blocks: Blocks,
+        scale: float,
+        candidates: np.ndarray,
+        offset: int = 0,
+    ) -> None:
+        self.query, self.key, self.scale, self.offset = query, key, scale, offset
         self.query_blocks, self.key_blocks = query_blocks, key_blocks
         self.group = query.shape[0] // key.shape[0]
-        earlier = key_blocks.last[None, :] < query_blocks.first[:, None]  # (nbq, nbk): wholly before the query block
-        self.earlier = torch.from_numpy(earlier).to(query.device)
+        self.candidates = torch.from_numpy(candidates).to(query.device)  # (nbq, nbk)
+        reach = np.minimum(query_blocks.layout.reach, key.shape[1] - 1)
+        self.reach = torch.from_numpy(reach).to(query.device)  # (tokens of the row,): last key that each may see
+        self.lacking = offset - int(query_blocks.first[0])
+        """Tokens of the first query block that stand before the first query."""
 
     def pooled(self) -> Tensor:
-        """Softmax over earlier key blocks of mean(q)·mean(k), float32 (Hkv, nbq, nbk); rows without any are zero."""
+        """Softmax over the candidates of mean(q)·mean(k), float32 (Hkv, nbq, nbk); rows without any are zero."""
         heads, _, width = self.key.shape
-        query = block_means(self.query, self.query_blocks.size)  # (H, nbq, d)
+        query = block_means(self.query, self.query_blocks.size, self.lacking)  # (H, nbq, d)
         query = query.view(heads, self.group, -1, width).mean(dim=1)  # (Hkv, nbq, d)
         key = block_means(self.key, self.key_blocks.size)  # (Hkv, nbk, d)
         return self._normalise(query @ key.transpose(1, 2) * self.scale)
@@ -45,44 +60,56 @@ class BlockScores:
         for blocks in (self.query_blocks, self.key_blocks):
             if blocks.size % stride:
                 raise UsageError(f"stride {stride} does not divide the block of {blocks.size} tokens")
-        length = self.query_blocks.layout.length
+        length = self.key.shape[1]
         padding = -length % stride
-        query, key = (F.pad(states, (0, 0, 0, padding)) for states in (self.query, self.key))
-        folds = (length + padding) // stride
-        folded_query = query.unflatten(1, (folds, stride)).flip(2).flatten(2)  # (H, folds, stride·d)
-        folded_key = key.unflatten(1, (folds, stride)).flatten(2)  # (Hkv, folds, stride·d)
+        query = F.pad(self.query, (0, 0, self.lacking, padding))
+        key = F.pad(self.key, (0, 0, 0, padding))
+        folded_query = query.unflatten(1, (-1, stride)).flip(2).flatten(2)  # (H, query folds, stride·d)
+        folded_key = key.unflatten(1, (-1, stride)).flatten(2)  # (Hkv, folds, stride·d)
+        begin = int(self.query_blocks.first[0]) // stride
+        reach = F.pad(self.reach[:length], (0, padding), value=length - 1).unflatten(0, (-1, stride)).amax(dim=1)
+        reach = reach[begin : begin + folded_query.shape[1]] // stride  # (query folds,): last fold that each may see
+        future = torch.arange(folded_key.shape[1], device=query.device)[None, :] > reach[:, None]
         result = []
-        future = torch.ones(folds, folds, dtype=torch.bool, device=query.device).triu(1)
         for head in range(key.shape[0]):
-            own = folded_query[head * self.group : (head + 1) * self.group]  # (G, folds, stride·d)
-            scores = (own @ folded_key[head].T).float() * (self.scale / stride)  # (G, folds, folds)
-            mass = scores.masked_fill_(future, float("-inf")).softmax(dim=-1).sum(dim=0)  # (folds, folds)
-            mass = block_sums(mass, self.key_blocks.size // stride)  # (folds, nbk)
+            own = folded_query[head * self.group : (head + 1) * self.group]  # (G, query folds, stride·d)
+            scores = (own @ folded_key[head].T).float() * (self.scale / stride)  # (G, query folds, folds)
+            mass = scores.masked_fill_(future, float("-inf")).softmax(dim=-1).sum(dim=0)  # (query folds, folds)
+            mass[: self.lacking // stride] = 0.0
+            mass = block_sums(mass, self.key_blocks.size // stride)  # (query folds, nbk)
             result.append(block_sums(mass.T, self.query_blocks.size // stride).T)  # (nbq, nbk)
-        mass = torch.stack(result) * self.earlier  # (Hkv, nbq, nbk)
+        mass = torch.stack(result) * self.candidates  # (Hkv, nbq, nbk)
         return mass / mass.sum(dim=-1, keepdim=True).clamp(min=1e-20)
 
     def probed(self, probes: int) -> Tensor:
         """Attention of the last `probes` queries of each segment, mean over the group: (Hkv, segments·probes, N)."""
         positions = self.probe_positions(probes)
-        query = self.query[:, positions].unflatten(0, (-1, self.group))  # (Hkv, G, P, d)
+        query = self.query[:, positions - self.offset].unflatten(0, (-1, self.group))  # (Hkv, G, P, d)
         scores = (query @ self.key[:, None].transpose(2, 3)).float() * self.scale  # (Hkv, G, P, N)
-        future = torch.arange(self.key.shape[1], device=positions.device)[None, :] > positions[:, None]
+        future = torch.arange(self.key.shape[1], device=positions.device)[None, :] > self.reach[positions][:, None]
         return scores.masked_fill_(future, float("-inf")).softmax(dim=-1).mean(dim=1)
 
     def probe_positions(self, probes: int) -> Tensor:
-        """Positions of the probe queries, (P,)."""
-        segments = self.query_blocks.layout.segments
-        spans = [range(max(s.start, s.start + s.length - probes), s.start + s.length) for s in segments]
-        return torch.tensor([place for span in spans for place in span], device=self.query.device)
+        """Positions of the probe queries, (P,): of each segment, as far as it has queries here."""
+        length = self.key.shape[1]
+        places: list[int] = []
+        for segment in self.query_blocks.layout.segments:
+            stop = min(segment.start + segment.length, length)
+            places += range(max(segment.start, self.offset, stop - probes), stop)
+        return torch.tensor(places, device=self.query.device)
 
     def _normalise(self, scores: Tensor) -> Tensor:
-        scores = scores.float().masked_fill(~self.earlier, float("-inf"))
+        scores = scores.float().masked_fill(~self.candidates, float("-inf"))
         return torch.nan_to_num(scores.softmax(dim=-1), nan=0.0)
 
 
-def block_means(states: Tensor, size: int) -> Tensor:
-    """(heads, N, d) → means of blocks of `size` tokens, (heads, blocks, d); the last over the tokens that it has."""
+def block_means(states: Tensor, size: int, lacking: int = 0) -> Tensor:
+    """(heads, N, d) → means of blocks of `size` tokens, (heads, blocks, d); the last over the tokens that it has, and
+    the first without the `lacking` ones before it."""
+    if lacking:
+        first = states[:, : size - lacking].mean(dim=1, keepdim=True)
+        rest = states[:, size - lacking :]
+        return torch.cat([first, block_means(rest, size)], dim=1) if rest.shape[1] else first
     whole = states.shape[1] // size * size
     means = states[:, :whole].unflatten(1, (-1, size)).mean(dim=2)
     if whole == states.shape[1]:
@@ -96,8 +123,8 @@ def block_sums(values: Tensor, size: int) -> Tensor:
 
 
 def chosen(places: Tensor, scores: BlockScores) -> np.ndarray:
-    """bool tensor (Hkv, nbq, nbk) → array, limited to earlier blocks and with block 0."""
-    places = places & scores.earlier
+    """bool tensor (Hkv, nbq, nbk) → array, limited to the candidates and with block 0."""
+    places = places & scores.candidates
     places[:, :, 0] = True
     return places.cpu().numpy()
 
@@ -116,6 +143,10 @@ class Dynamic(Pattern):
     def is_dynamic(self) -> bool:
         return True
 
+    @property
+    def leaves_no_row_empty(self) -> bool:
+        return True  # block 0 is always among the chosen
+
     def _estimate(self, scores: BlockScores, stride: int) -> Tensor:
         return scores.antidiagonal(stride) if stride else scores.pooled()
 
@@ -131,7 +162,7 @@ class TopKBlocks(Dynamic):
 
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
         known = needed(scores, self.name)
-        estimate = self._estimate(known, self.stride).masked_fill(~known.earlier, -1.0)
+        estimate = self._estimate(known, self.stride).masked_fill(~known.candidates, -1.0)
         best = estimate.topk(min(self.k, key.count), dim=-1).indices  # (Hkv, nbq, k)
         return chosen(torch.zeros_like(estimate, dtype=torch.bool).scatter_(-1, best, value=True), known)
 
@@ -170,6 +201,9 @@ class MassBlocks(Dynamic):
 class VerticalSlash(Dynamic):
     """Key blocks and block diagonals that probe queries attend to most (MInference's vertical-slash, on blocks).
 
+    Each key head has its own, from its group's mean. Diagonals reach back only: later tokens, where they may be seen,
+    are chosen as columns.
+
     Probes are the last `probes` queries of *each* segment: those of the prompt alone are text and say nothing of what
     one part of an image needs of another.
     """
@@ -203,7 +237,7 @@ class VerticalSlash(Dynamic):
             first, last = torch.from_numpy(query.first), torch.from_numpy(query.last)
             for place in range(key.count):  # the distances between a query block and this key block
                 low = ((first - min((place + 1) * key.size, length) + 1) // key.size).clamp(min=0)
-                high = ((last - place * key.size) // key.size).clamp(min=-1)
+                high = ((last - place * key.size) // key.size).clamp(min=-1, max=key.count - 1)
                 total = F.pad(near.cumsum(dim=1), (1, 0))  # (Hkv, distance + 1)
                 keep[:, :, place] |= total[:, high + 1] > total[:, torch.minimum(low, high + 1)]
         return chosen(keep, known)
@@ -222,6 +256,6 @@ class RandomBlocks(Dynamic):
         known = needed(scores, self.name)
         generator = torch.Generator().manual_seed(self.seed)
         values = torch.rand(known.key.shape[0], query.count, key.count, generator=generator).to(known.key.device)
-        values = values.masked_fill(~known.earlier, -1.0)
+        values = values.masked_fill(~known.candidates, -1.0)
         best = values.topk(min(self.k, key.count), dim=-1).indices
         return chosen(torch.zeros_like(values, dtype=torch.bool).scatter_(-1, best, value=True), known)

@@ -1,41 +1,48 @@
-"""Attention under a block plan: `gather` runs it fast on CPUs, `reference` runs it by the definition.
+"""Attention under a block plan: `gather` runs it fast on CPUs, `flex` on CUDA, `reference` by the definition.
 
-Both take query (1, H, N, d), key and value (1, Hkv, N, d) and return (1, H, N, d). Query heads of a group share their
-key blocks. `gather` makes two calls of torch's flash kernel a group of equal lists, neither with a mask: the span of a
-query block against itself, causally, and against its gathered earlier key blocks, in full. The two are joined by their
-log-sum-exp. torch's kernel does not differentiate its log-sum-exp (gradients through the join would be wrong without a
-word), so the backward is written out: each part's backward takes the joined output and the joined log-sum-exp.
+All take query (1, H, M, d), key and value (1, Hkv, N, d) and return (1, H, M, d); the queries are the last M of the N
+tokens. Query heads of a group share their key blocks. `gather` makes up to three calls of torch's flash kernel for the
+query blocks of equal lists: the span of a query block against itself, causally; its gathered key blocks, in full; and
+those behind a mask (later tokens, chunks that begin inside a block), of which plain causal rows have none. The parts
+are joined by their log-sum-exp. torch's kernel does not differentiate its log-sum-exp (gradients through the join would
+be wrong without a word), so the backward is written out: each part's backward takes the joined output and the joined
+log-sum-exp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unclipped.attention.flex import flex_attention_by_plan
 from unclipped.attention.plan import BlockPlan
 from unclipped.core.errors import UsageError
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-BACKENDS = ("gather", "reference")
+BACKENDS = ("gather", "flex", "reference")
 _GATHERED_BYTES = 1 << 25  # keys and values gathered at a time: about a CPU's last-level cache
 
 
 def sparse_attention(
     query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, *, scale: float, backend: str | None = None
 ) -> Tensor:
-    """Attention under `plan`; backend: `gather` on a CPU, `reference` (quadratic) elsewhere, unless named.
+    """Attention under `plan`; backend: that of `default_backend` unless named.
 
     Raises UsageError when shapes do not fit the plan or each other, or for `gather` off the CPU.
     """
     _check(query, key, value, plan)
-    chosen = backend or ("gather" if query.device.type == "cpu" else "reference")
+    chosen = backend or default_backend(query.device.type)
     if chosen not in BACKENDS:
         raise UsageError(f"backend: expected one of {', '.join(BACKENDS)}, found '{chosen}'")
+    if chosen == "flex":
+        return flex_attention_by_plan(query, key, value, plan, scale=scale)
     if chosen == "reference":
         return reference_attention(query, key, value, plan, scale=scale)
     if query.device.type != "cpu":
@@ -43,14 +50,22 @@ def sparse_attention(
     return _Gather.apply(query, key, value, plan, scale)  # type: ignore[return-value]
 
 
+def default_backend(device_type: str) -> str:
+    """`gather` on a CPU, `flex` on CUDA where Triton is there to compile it, else `reference`, which is quadratic."""
+    if device_type == "cpu":
+        return "gather"
+    return "flex" if device_type == "cuda" and find_spec("triton") is not None else "reference"
+
+
 def _check(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan) -> None:
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if query.ndim != 4 or key.shape != value.shape or query.shape[0] != 1 or query.shape[1] % key.shape[1]:
         raise UsageError(
-            f"sparse attention: expected (1, H, N, d) and twice (1, Hkv, N, d), H a multiple of Hkv: {shapes}"
+            f"sparse attention: expected (1, H, M, d) and twice (1, Hkv, N, d), H a multiple of Hkv: {shapes}"
         )
-    if query.shape[2] != plan.length or key.shape[2] != plan.length:
-        raise UsageError(f"sparse attention: the plan is for {plan.length} tokens, found {shapes}")
+    if query.shape[2] != plan.length - plan.offset or key.shape[2] != plan.length:
+        behind = f" and the queries from {plan.offset} on" if plan.offset else ""
+        raise UsageError(f"sparse attention: the plan is for {plan.length} tokens{behind}, found {shapes}")
     if plan.lists.shape[0] not in (1, key.shape[1]):
         raise UsageError(f"sparse attention: the plan has lists for {plan.lists.shape[0]} heads, found {shapes}")
 
@@ -83,20 +98,41 @@ class _Gather(torch.autograd.Function):
         return (*(grad[None] for grad in grads), None, None)
 
 
-def _spans(plan: BlockPlan) -> tuple[int, int]:
-    """Query blocks of full length, and tokens of the shorter one behind them."""
-    return divmod(plan.length, plan.query_block)
+@dataclass(frozen=True)
+class _Part:
+    """Query blocks of equal size of one key head, and the keys that they attend to in one call of the kernel."""
+
+    rows: slice | Tensor
+    """Their queries, in order; a slice (no copy) where the blocks follow each other."""
+    tokens: int
+    """Queries of each block."""
+    lists: Tensor | None
+    """Key blocks (m, count), or None for the blocks' own causal span."""
+    mask: Tensor | None = None
+    """Added to the scores, (m, 1, tokens, count·key_block)."""
 
 
-def _diagonal(states: Tensor, full: int, size: int) -> Tensor:
-    """(heads, N, d) → its full blocks, (full, heads, size, d), a view."""
-    return states[:, : full * size].unflatten(1, (full, size)).transpose(0, 1)
-
-
-def _groups(plan: BlockPlan, head: int, bytes_of_block: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Query blocks of one key head with lists of equal length: (m,) and their key blocks (m, count), in portions."""
+def _parts(plan: BlockPlan, head: int, width: int, dtype: torch.dtype) -> Iterator[_Part]:
+    """The calls that make up the attention of one key head: diagonals, whole blocks, then blocks behind the mask."""
+    for members, tokens in _by_size(plan, plan.is_diagonal.nonzero()[:, 0]):
+        yield _Part(_rows(plan, members, tokens), tokens, None)
+    bytes_of_block = 2 * plan.key_block * width * dtype.itemsize
     row = head if plan.lists.shape[0] > 1 else 0
-    counts, lists = plan.counts[row], plan.lists[row]
+    for members, lists in _groups(plan.counts[row], plan.lists[row], bytes_of_block):
+        for chosen, tokens in _by_size(plan, members):
+            yield _Part(_rows(plan, chosen, tokens), tokens, lists[torch.isin(members, chosen)])
+    for members, lists in _groups(plan.partial_counts[row], plan.partial[row], 2 * bytes_of_block):
+        for chosen, tokens in _by_size(plan, members):
+            rows, listed = _rows(plan, chosen, tokens), lists[torch.isin(members, chosen)]
+            keys = (listed[..., None] * plan.key_block + torch.arange(plan.key_block)).flatten(1)  # (m, keys)
+            reach = plan.reach[rows].unflatten(0, (len(chosen), tokens))  # (m, tokens)
+            hidden = keys[:, None, :] > reach[:, :, None]  # (m, tokens, keys)
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+            yield _Part(rows, tokens, listed, mask[:, None])
+
+
+def _groups(counts: Tensor, lists: Tensor, bytes_of_block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Query blocks of one key head with lists of equal length: (m,) and their key blocks (m, count), in portions."""
     for count in counts.unique().tolist():
         if count == 0:
             continue
@@ -106,85 +142,88 @@ def _groups(plan: BlockPlan, head: int, bytes_of_block: int) -> Iterator[tuple[T
             yield part, lists[part, :count]
 
 
-class _View:
-    """One portion of query blocks of one head group as batches for the flash kernel.
-
-    The last block may be shorter than the others, so it is taken alone.
-    """
-
-    def __init__(self, plan: BlockPlan, members: Tensor) -> None:
-        self.size = plan.query_block
-        full, rest = _spans(plan)
-        places = members.tolist()
-        self.pieces: list[tuple[Tensor, int]] = []  # (which of the members, tokens of each)
-        short = rest > 0 and places[-1] == full
-        whole = len(places) - short
-        if whole:
-            self.pieces.append((torch.arange(whole), self.size))
-        if short:
-            self.pieces.append((torch.arange(whole, len(places)), rest))
+def _by_size(plan: BlockPlan, members: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Query blocks parted by their number of queries: the first and the last may have fewer than the others."""
+    sizes = torch.from_numpy(plan.sizes)[members]
+    for size in sizes.unique().tolist():
+        yield members[sizes == size], size
 
 
-def _rows(members: Tensor, size: int, tokens: int) -> slice | Tensor:
-    """Token positions of query blocks; a slice (no copy) when the blocks follow each other."""
-    first = int(members[0]) * size
-    if len(members) == 1 or bool((members.diff() == 1).all()):
-        return slice(first, first + (len(members) - 1) * size + tokens)
-    return (members[:, None] * size + torch.arange(tokens)).flatten()
+def _rows(plan: BlockPlan, members: Tensor, tokens: int) -> slice | Tensor:
+    """Places of the queries of query blocks of `tokens` each."""
+    starts = ((members + plan.first_block) * plan.query_block - plan.offset).clamp(min=0)
+    first = int(starts[0])
+    if len(members) == 1 or (tokens == plan.query_block and bool((members.diff() == 1).all())):
+        return slice(first, first + len(members) * tokens)
+    return (starts[:, None] + torch.arange(tokens)).flatten()
 
 
-def _batched(states: Tensor, members: Tensor, size: int, tokens: int) -> Tensor:
-    """(G, N, d) → (m, G, tokens, d) of the query blocks `members`."""
-    return states[:, _rows(members, size, tokens)].unflatten(1, (len(members), tokens)).transpose(0, 1)
+def _batched(states: Tensor, part: _Part) -> Tensor:
+    """(G, M, …) → (m, G, tokens, …) of the queries of a part."""
+    return states[:, part.rows].unflatten(1, (-1, part.tokens)).transpose(0, 1)
 
 
 def _unbatched(states: Tensor) -> Tensor:
-    """(m, G, tokens, d) → (G, m·tokens, d)."""
+    """(m, G, tokens, …) → (G, m·tokens, …)."""
     return states.transpose(0, 1).flatten(1, 2)
 
 
-def _key_blocks(states: Tensor, lists: Tensor, size: int) -> Tensor:
-    """(N, d) and (m, count) → the tokens of those blocks, (m, count·size, d). The ragged last is never listed."""
-    whole = states.shape[0] // size
-    return states[: whole * size].unflatten(0, (whole, size))[lists].flatten(1, 2)
+class _Keys:
+    """Keys and values of one head as the parts read them: (N, d) each, filled up to whole blocks where one needs it."""
+
+    def __init__(self, key: Tensor, value: Tensor, plan: BlockPlan, group: int) -> None:
+        self.plan, self.group = plan, group
+        self.states = [key, value]
+        lacking = -key.shape[0] % plan.key_block
+        if lacking and bool(plan.partial_counts.any()):
+            self.states = [F.pad(states, (0, 0, 0, lacking)) for states in self.states]
+        self.whole = self.states[0].shape[0] // plan.key_block
+
+    def of(self, part: _Part) -> list[Tensor]:
+        """Keys and values of a part, (m, G, keys, d) each."""
+        if part.lists is None:
+            spread = [states.expand(self.group, -1, -1) for states in self.states]  # (G, N, d), no copy
+            return [_batched(states[:, self.plan.offset :], part) for states in spread]
+        size = self.plan.key_block
+        blocks = [states[: self.whole * size].unflatten(0, (self.whole, size)) for states in self.states]
+        return [states[part.lists].flatten(1, 2)[:, None].expand(-1, self.group, -1, -1) for states in blocks]
+
+    def places(self, part: _Part) -> Tensor | slice:
+        """Tokens of the keys of a part, flat; those that fill up stand behind the last."""
+        if part.lists is None:
+            offset, rows = self.plan.offset, part.rows
+            return slice(rows.start + offset, rows.stop + offset) if isinstance(rows, slice) else rows + offset
+        return (part.lists[..., None] * self.plan.key_block + torch.arange(self.plan.key_block)).flatten()
 
 
 def _gather_forward(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, scale: float) -> tuple[Tensor, Tensor]:
-    """query (H, N, d), key and value (Hkv, N, d) → output (H, N, d), log-sum-exp (H, N) in the kernel's precision."""
+    """query (H, M, d), key and value (Hkv, N, d) → output (H, M, d), log-sum-exp (H, M) in the kernel's precision."""
     heads, length, width = query.shape
-    group, size = heads // key.shape[0], plan.query_block
+    group = heads // key.shape[0]
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     sums = query.new_empty(heads, length, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
-    full, rest = _spans(plan)
-    bytes_of_block = 2 * plan.key_block * width * query.element_size()
     for head in range(key.shape[0]):
         span = slice(head * group, (head + 1) * group)
-        own, k, v = query[span], key[head], value[head]  # (G, N, d), (N, d), (N, d)
-        out, lse = output[span], sums[span]  # views that are filled in place
-        spread = [states.expand(group, -1, -1) for states in (k, v)]  # (G, N, d), no copy
-        if full:
-            part, part_lse = _flash(
-                _diagonal(own, full, size), *(_diagonal(s, full, size) for s in spread), 0.0, True, scale=scale
-            )  # (full, G, size, d), (full, G, size)
-            out[:, : full * size] = _unbatched(part)
-            lse[:, : full * size] = part_lse.transpose(0, 1).flatten(1)
-        if rest:
-            tail = slice(full * size, length)
-            part, part_lse = _flash(own[None, :, tail], *(s[None, :, tail] for s in spread), 0.0, True, scale=scale)
-            out[:, tail], lse[:, tail] = part[0], part_lse[0]
-        for members, lists in _groups(plan, head, bytes_of_block):
-            for which, tokens in _View(plan, members).pieces:
-                blocks = members[which]
-                queries = _batched(own, blocks, size, tokens)  # (m, G, tokens, d)
-                keys, values = (
-                    _key_blocks(s, lists[which], plan.key_block)[:, None].expand(-1, group, -1, -1) for s in (k, v)
-                )  # (m, G, count·key_block, d)
-                part, part_lse = _flash(queries, keys, values, 0.0, False, scale=scale)
-                rows = _rows(blocks, size, tokens)
-                earlier = part_lse.transpose(0, 1).flatten(1)  # (G, m·tokens)
-                weight = torch.sigmoid(earlier - lse[:, rows])[..., None].to(out.dtype)  # share of the earlier keys
-                out[:, rows] = torch.lerp(out[:, rows], _unbatched(part), weight)
-                lse[:, rows] = torch.logaddexp(lse[:, rows], earlier)
+        own, out, lse = query[span], output[span], sums[span]  # (G, M, d); the last two are filled in place
+        keys = _Keys(key[head], value[head], plan, group)
+        is_new = torch.ones(length, dtype=torch.bool)  # queries without any part so far
+        for part in _parts(plan, head, width, query.dtype):
+            result, part_lse = _flash(
+                _batched(own, part), *keys.of(part), 0.0, part.lists is None, attn_mask=part.mask, scale=scale
+            )  # (m, G, tokens, d), (m, G, tokens)
+            rows, result, part_lse = part.rows, _unbatched(result), _unbatched(part_lse)
+            if bool(is_new[rows].any()):
+                if not bool(is_new[rows].all()):  # some have a part already: start the others from nothing
+                    fresh = is_new.nonzero()[:, 0]
+                    out[:, fresh], lse[:, fresh] = 0.0, float("-inf")
+                    is_new[:] = False
+                else:
+                    out[:, rows], lse[:, rows] = result, part_lse
+                    is_new[rows] = False
+                    continue
+            weight = torch.sigmoid(part_lse - lse[:, rows])[..., None].to(out.dtype)  # share of this part
+            out[:, rows] = torch.lerp(out[:, rows], result, weight)
+            lse[:, rows] = torch.logaddexp(lse[:, rows], part_lse)
     return output, sums
 
 
@@ -198,47 +237,28 @@ def _gather_backward(
     plan: BlockPlan,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value from that of the output (H, N, d)."""
-    heads = query.shape[0]
-    group, size = heads // key.shape[0], plan.query_block
-    full, rest = _spans(plan)
+    """Gradients of query, key and value from that of the output (H, M, d)."""
+    heads, _, width = query.shape
+    group, tokens = heads // key.shape[0], key.shape[1]
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-    grads = [torch.zeros(states.shape, dtype=exact) for states in (query, key, value)]
-    bytes_of_block = 2 * plan.key_block * query.shape[2] * query.element_size()
+    filled = -(-tokens // plan.key_block) * plan.key_block  # gradients of keys that only fill up are dropped
+    d_queries = torch.zeros(query.shape, dtype=exact)
+    d_keys, d_values = (torch.zeros(key.shape[0], filled, width, dtype=exact) for _ in range(2))
     for head in range(key.shape[0]):
         span = slice(head * group, (head + 1) * group)
-        own, k, v, out, lse, grad = query[span], key[head], value[head], output[span], sums[span], gradient[span]
-        d_query, d_key, d_value = grads[0][span], grads[1][head], grads[2][head]
-        pieces = [(torch.arange(full), size)] if full else []
-        pieces += [(torch.tensor([full]), rest)] if rest else []
-        for blocks, tokens in pieces:  # the causal span of each block
-            arguments = [_batched(s, blocks, size, tokens) for s in (grad, own, k.expand(group, -1, -1))]
-            arguments += [_batched(s, blocks, size, tokens) for s in (v.expand(group, -1, -1), out)]
-            parts = _part_backward(arguments, lse, blocks, size, tokens, scale, is_causal=True)
-            rows = _rows(blocks, size, tokens)
-            d_query[:, rows] += _unbatched(parts[0])
-            d_key[rows] += _unbatched(parts[1]).sum(dim=0)
-            d_value[rows] += _unbatched(parts[2]).sum(dim=0)
-        for members, lists in _groups(plan, head, bytes_of_block):
-            for which, tokens in _View(plan, members).pieces:
-                blocks, listed = members[which], lists[which]
-                keys, values = (
-                    _key_blocks(s, listed, plan.key_block)[:, None].expand(-1, group, -1, -1) for s in (k, v)
-                )
-                arguments = [_batched(s, blocks, size, tokens) for s in (grad, own)]
-                arguments += [keys, values, _batched(out, blocks, size, tokens)]
-                parts = _part_backward(arguments, lse, blocks, size, tokens, scale, is_causal=False)
-                d_query[:, _rows(blocks, size, tokens)] += _unbatched(parts[0])
-                places = (listed[..., None] * plan.key_block + torch.arange(plan.key_block)).flatten()
-                for total, part in ((d_key, parts[1]), (d_value, parts[2])):
-                    total.index_add_(0, places, part.sum(dim=1).flatten(0, 1).to(exact))
-    return grads[0].to(query.dtype), grads[1].to(key.dtype), grads[2].to(value.dtype)
-
-
-def _part_backward(
-    arguments: list[Tensor], lse: Tensor, blocks: Tensor, size: int, tokens: int, scale: float, *, is_causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's backward of one part, with the joined output and log-sum-exp: (m, G, …, d) thrice."""
-    grad, query, key, value, out = arguments
-    joined = _batched(lse[..., None], blocks, size, tokens)[..., 0].contiguous()  # (m, G, tokens)
-    return _flash_backward(grad, query, key, value, out, joined, 0.0, is_causal, scale=scale)
+        keys = _Keys(key[head], value[head], plan, group)
+        for part in _parts(plan, head, width, query.dtype):
+            grad, own, out = (_batched(states[span], part) for states in (gradient, query, output))
+            joined = _batched(sums[span], part).contiguous()  # (m, G, tokens)
+            results = _flash_backward(
+                grad, own, *keys.of(part), out, joined, 0.0, part.lists is None, attn_mask=part.mask, scale=scale
+            )
+            d_queries[span][:, part.rows] += _unbatched(results[0])
+            places = keys.places(part)
+            for total, result in ((d_keys[head], results[1]), (d_values[head], results[2])):
+                summed = result.sum(dim=1).flatten(0, 1).to(exact)  # (m·keys, d)
+                if isinstance(places, slice):
+                    total[places] += summed
+                else:
+                    total.index_add_(0, places, summed)
+    return d_queries.to(query.dtype), d_keys[:, :tokens].to(key.dtype), d_values[:, :tokens].to(value.dtype)

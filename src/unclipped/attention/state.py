@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from unclipped.attention.calibration import FIXED, LENGTHS, Calibration, Shape, calibration_for
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Pattern
-from unclipped.attention.plan import BlockPlan, build_plan, dense_reason
-from unclipped.attention.sparse import sparse_attention
+from unclipped.attention.plan import BlockPlan, build_plan
+from unclipped.attention.sparse import default_backend, sparse_attention
 from unclipped.core.errors import UsageError
 
 Fallback = Literal["auto", "never"]
 logger = logging.getLogger("unclipped.attention")
+_CONTINUES = "the forward continues a cache with few tokens: decode and verification are dense"
+_MOST_PLANS = 64
+_MASK_SAMPLES = 16
 
 # By the identity of a configuration. A state lives in its model's hold, so it goes with the model, and another
 # configuration that later gets the same identity finds nothing.
@@ -27,11 +33,28 @@ _STATES: WeakValueDictionary[int, SparseState] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """The rows of the prompt that a forward belongs to, each without padding."""
+
+    layouts: tuple[Layout, ...]
+    kind: Literal["forward", "so far", "chunks", "generation"]
+    """What the layouts describe: the tokens of this forward, which is no part of a larger prompt; those that the cache
+    and this forward hold, of a prompt that may go on; the whole of a prompt that may come in chunks; the whole prompt
+    of a generation, in which any further tokens are decoded ones."""
+
+
+@dataclass(frozen=True)
 class Row:
-    """One row of a batch: its tokens without padding, [start, start + layout.length)."""
+    """One row of a batch in one forward. Positions count from the row's first token, `start` in the batch.
+
+    Queries [first, stop) are prefill and run sparsely; [stop, end) are decoded tokens, or proposed ones, and run dense.
+    """
 
     start: int
     layout: Layout
+    first: int
+    stop: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,8 @@ class PrefillRows:
     reason: str | None = None
     refusable: bool = False
     """Whether `fallback="never"` makes the reason an error; decode and layers with a mask of their own are no error."""
+    offset: int = 0
+    """Tokens of the batch, padding included, that the cache held before this forward."""
 
 
 @dataclass(frozen=True)
@@ -62,53 +87,84 @@ class SparseState:
     """Pattern, fallback rule and records of one attached model."""
 
     def __init__(
-        self, patterns: Sequence[Pattern], fallback: Fallback, *, key_block: int, query_block: int, backend: str | None
+        self,
+        pattern: Pattern,
+        fallback: Fallback,
+        *,
+        key_block: int,
+        query_block: int,
+        backend: str | None,
+        calibration: Calibration | None = None,
     ) -> None:
-        """`patterns`: one for all layers, or one a layer. Blocks in tokens, as `build_plan` takes them."""
-        self.patterns, self.fallback, self.backend = tuple(patterns), fallback, backend
+        """Blocks in tokens, as `build_plan` takes them. calibration: when `auto` runs dense; None: measured where a
+        CPU prefills, the fixed rule elsewhere."""
+        self.pattern, self.fallback, self.backend, self.calibration = pattern, fallback, backend, calibration
         self.key_block, self.query_block = key_block, query_block
         self.records: dict[int, LayerRecord] = {}
         self.is_paused = False
-        # Of this thread's forward: rows of the batch as tokens, with padding, and why there are none.
-        self._layouts: ContextVar[tuple[Layout, ...] | str] = ContextVar("layouts", default="the model was not called")
-        self._plans: dict[tuple[Layout, Pattern], BlockPlan] = {}
+        # Of this thread's forward: its rows, or why there are none.
+        self._prompt: ContextVar[Prompt | str] = ContextVar("prompt", default="the model was not called")
+        self._plans: dict[tuple[Layout, Pattern, int, int], BlockPlan] = {}
         self._told: set[str] = set()
 
-    def set_layouts(self, layouts: tuple[Layout, ...] | str) -> None:
-        """The rows of the forward that begins, each without its padding, or the reason why they are not known."""
-        self._layouts.set(layouts)
+    def set_prompt(self, prompt: Prompt | str) -> None:
+        """The prompt that the forward that begins belongs to, or the reason why it is not known."""
+        self._prompt.set(prompt)
 
     def rows_of(
-        self, batch_size: int, q_length: int, q_offset: int, padding: Tensor | None, *, is_causal: bool
+        self,
+        batch_size: int,
+        q_length: int,
+        q_offset: int,
+        padding: Tensor | None,
+        sees: Callable[[Sequence[int]], Tensor] | None,
     ) -> PrefillRows:
-        """Rows that may run sparsely. `padding` (B, Tk) bool, true where a token is.
+        """Rows that may run sparsely, of `q_length` queries behind `q_offset` tokens of the cache.
 
-        Raises UsageError when a given layout has another length than the row's tokens.
+        padding (B, Tk) bool, true where a token is. sees: None where the layer's mask is causal; otherwise gives for
+        batch positions what the layer's own mask lets them see, (B, positions, Tk).
+
+        Raises UsageError when a layout has another length than the row's tokens.
         """
-        if q_offset > 0:
-            return PrefillRows(reason="the forward continues a cache: decode, verification and later chunks are dense")
-        if not is_causal:
-            return PrefillRows(reason="the layer has a mask of its own (window, packing, two-way images)")
-        layouts = self._layouts.get()
-        if isinstance(layouts, str):
-            return PrefillRows(reason=layouts, refusable=True)
+        prompt = self._prompt.get()
+        if isinstance(prompt, str):
+            continues = q_offset > 0 and q_length < self.query_block
+            return PrefillRows(reason=_CONTINUES if continues else prompt, refusable=not continues)
+        if prompt.kind == "so far" and q_offset > 0 and q_length < self.query_block:
+            return PrefillRows(reason=_CONTINUES)
+        layouts, stop = prompt.layouts, q_offset + q_length
         if len(layouts) != batch_size:
             raise UsageError(f"sparse prefill: {len(layouts)} layouts for a batch of {batch_size}; give one a row")
         if padding is None:
-            starts, lengths = [0] * batch_size, [q_length] * batch_size
+            starts, ends = [0] * batch_size, [stop] * batch_size
         else:
-            here = padding[:, :q_length]  # (B, Tq); a static cache is longer
+            here = padding[:, :stop]  # (B, tokens so far); a static cache is longer
             changes = (here[:, 1:] != here[:, :-1]).sum(dim=1)  # (B,)
             if bool((changes > 1).any()):
                 return PrefillRows(reason="the attention mask has gaps", refusable=True)
-            starts, lengths = here.int().argmax(dim=1).tolist(), here.sum(dim=1).tolist()
-        for row, (layout, length) in enumerate(zip(layouts, lengths, strict=True)):
-            if layout.length != length:
+            starts = torch.where(here.any(dim=1), here.int().argmax(dim=1), stop).tolist()
+            ends = here.sum(dim=1).tolist()
+        rows = []
+        for row, (layout, start, end) in enumerate(zip(layouts, starts, ends, strict=True)):
+            is_exact = prompt.kind in ("forward", "so far")
+            if (is_exact and end and layout.length != end) or (
+                prompt.kind == "chunks" and not q_offset and layout.length < end
+            ):
+                raise wrong_length(row, layout.length, end)
+            first = min(end, max(0, q_offset - start))
+            rows.append(Row(start, layout, min(first, layout.length), min(end, layout.length), end))
+        if all(row.first >= row.stop for row in rows):
+            return PrefillRows(reason="decode steps are dense")
+        if sees is None:
+            if any(row.layout.sight != "causal" for row in rows):
                 raise UsageError(
-                    f"sparse prefill, row {row}: the layout describes {layout.length} tokens, the batch holds {length} "
-                    "without padding; build the layout from this batch's ids"
+                    "sparse prefill: the layouts let images see later tokens, but the model's mask is causal"
                 )
-        return PrefillRows(tuple(Row(start, layout) for start, layout in zip(starts, layouts, strict=True)))
+        else:
+            rows = two_way(rows, sees)
+            if not rows:
+                return PrefillRows(reason="the layer has a mask of its own (window, packing)")
+        return PrefillRows(tuple(rows), offset=q_offset)
 
     def attend(
         self,
@@ -125,17 +181,25 @@ class SparseState:
 
         Raises UsageError with `fallback="never"` when the pattern cannot be run.
         """
-        tokens = max((row.layout.length for row in prefill.rows), default=query.shape[2])
+        tokens = max((row.end for row in prefill.rows), default=query.shape[2])
         reason, refusable = prefill.reason, prefill.refusable
         if reason is None and dropout > 0:
             reason, refusable = f"attention dropout of {dropout:g}", True
-        plans: list[BlockPlan] = []
+        plans: list[BlockPlan | None] = []
+        rule = FIXED
         if reason is None and self.fallback == "auto":
-            reason = next((r for row in prefill.rows if (r := dense_reason(row.layout.length))), None)
+            longest = max(row.layout.length for row in prefill.rows)
+            rule = self._rule(query, key, longest)
+            reason = next((r for row in prefill.rows if (r := rule.reason_before(row.layout.length))), None)
+            if self.backend is None and default_backend(query.device.type) == "reference":
+                reason = f"no backend for {query.device.type} is faster than dense attention"
         if reason is None:
-            plans = [self._plan(layer, row, query[b], key[b], scale) for b, row in enumerate(prefill.rows)]
+            states = zip(prefill.rows, query, key, strict=True)
+            plans = [self._plan(layer, row, prefill.offset, q, k, scale) for row, q, k in states]
             if self.fallback == "auto":
-                reason = next((plan.reason for plan in plans if plan.reason), None)
+                judged = zip(prefill.rows, plans, strict=True)
+                reasons = (self._plan_reason(layer, row, plan, key.shape[1], rule) for row, plan in judged)
+                reason = next((r for r in reasons if r), None)
         if reason is not None:
             if refusable and self.fallback == "never":
                 raise UsageError(f"sparse prefill cannot run in layer {layer}: {reason} (fallback='never')")
@@ -144,46 +208,129 @@ class SparseState:
         output = torch.zeros_like(query)  # (B, H, Tq, d)
         pieces = []
         for b, (row, plan) in enumerate(zip(prefill.rows, plans, strict=True)):
-            span = slice(row.start, row.start + row.layout.length)
-            arguments = (query[b : b + 1, :, span], key[b : b + 1, :, span], value[b : b + 1, :, span])
-            pieces.append((b, span, sparse_attention(*arguments, plan, scale=scale, backend=self.backend)))
-        if len(pieces) == 1 and pieces[0][1] == slice(0, query.shape[2]):
+            shift = row.start - prefill.offset  # from a position of the row to one among the queries
+            for first, stop, is_prefill in ((row.first, row.stop, True), (row.stop, row.end, False)):
+                first = max(first, -shift)
+                if first >= stop:
+                    continue
+                span = slice(first + shift, stop + shift)
+                own = query[b : b + 1, :, span]
+                keys, values = (s[b : b + 1, :, row.start : row.start + stop] for s in (key, value))
+                if is_prefill and plan is not None:
+                    piece = sparse_attention(own, keys, values, plan, scale=scale, backend=self.backend)
+                else:
+                    piece = dense_tail(own, keys, values, scale)
+                pieces.append((b, span, piece))
+        if len(pieces) == 1 and pieces[0][1] == slice(0, query.shape[2]) and len(query) == 1:
             output = pieces[0][2]
         else:
             for b, span, piece in pieces:
                 output[b, :, span] = piece[0]
-        density = sum(plan.density for plan in plans) / len(plans)
-        self._record(LayerRecord(layer, tokens, "sparse", None, density))
+        densities = [plan.density for plan in plans if plan is not None]
+        self._record(LayerRecord(layer, tokens, "sparse", None, sum(densities) / len(densities)))
         return output
 
-    def _plan(self, layer: int, row: Row, query: Tensor, key: Tensor, scale: float) -> BlockPlan:
-        """The plan of one row, of query (H, Tq, d) and key (Hkv, Tk, d); static ones are kept from layer to layer."""
-        pattern = self.patterns[layer % len(self.patterns)]
+    def _plan(self, layer: int, row: Row, offset: int, query: Tensor, key: Tensor, scale: float) -> BlockPlan | None:
+        """The plan of one row's part of a prefill, of query (H, Tq, d) and key (Hkv, Tk, d); None when it has none.
+
+        Static ones are kept from layer to layer.
+        """
+        if row.first >= row.stop:
+            return None
+        pattern = self.pattern.for_layer(layer)
+        blocks: dict[str, Any] = {
+            "key_block": self.key_block,
+            "query_block": self.query_block,
+            "key_heads": key.shape[0],
+        }
+        part: dict[str, Any] = {"offset": row.first, "stop": row.stop}
         if pattern.is_dynamic:
-            span = slice(row.start, row.start + row.layout.length)
+            shift = row.start - offset
+            queries, keys = slice(row.first + shift, row.stop + shift), slice(row.start, row.start + row.stop)
             with torch.no_grad():
                 return build_plan(
-                    pattern,
-                    row.layout,
-                    key_block=self.key_block,
-                    query_block=self.query_block,
-                    query=query[:, span],
-                    key=key[:, span],
-                    scale=scale,
+                    pattern, row.layout, **blocks, **part, query=query[:, queries], key=key[:, keys], scale=scale
                 )
-        held = self._plans.get((row.layout, pattern))
+        name = (row.layout, pattern, row.first, row.stop)
+        held = self._plans.get(name)
         if held is None:
-            if len(self._plans) >= 64:
+            if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            held = build_plan(pattern, row.layout, key_block=self.key_block, query_block=self.query_block)
-            self._plans[row.layout, pattern] = held
+            held = build_plan(pattern, row.layout, **blocks, **part)
+            self._plans[name] = held
         return held
+
+    def _plan_reason(
+        self, layer: int, row: Row, plan: BlockPlan | None, key_heads: int, rule: Calibration
+    ) -> str | None:
+        """Why a row's plan had better run dense. Static patterns are judged by the plan of the whole row, so that all
+        its chunks are treated alike, those that hold none of its tokens included."""
+        pattern, length = self.pattern.for_layer(layer), row.layout.length
+        if not pattern.is_dynamic:
+            name = (row.layout, pattern, 0, length)
+            if name not in self._plans:
+                blocks: dict[str, Any] = {"key_block": self.key_block, "query_block": self.query_block}
+                self._plans[name] = build_plan(pattern, row.layout, **blocks, key_heads=key_heads)
+            plan = self._plans[name]
+        return None if plan is None else rule.reason(plan, length)
+
+    def _rule(self, query: Tensor, key: Tensor, longest: int) -> Calibration:
+        """When to run dense: as given, or measured for this shape where it is needed and no gradients are."""
+        if self.calibration is not None:
+            return self.calibration
+        is_trained = torch.is_grad_enabled() and query.requires_grad
+        if query.device.type != "cpu" or is_trained or self.backend not in (None, "gather"):
+            return FIXED
+        if longest < LENGTHS[0]:  # nothing to measure for
+            return Calibration(LENGTHS[:1], (0.0,))
+        shape = Shape(query.shape[1], key.shape[1], query.shape[3], query.dtype, self.key_block, self.query_block)
+        return calibration_for(shape)
 
     def _record(self, record: LayerRecord) -> None:
         self.records[record.layer] = record
         if record.reason is not None and record.reason not in self._told:
             self._told.add(record.reason)
             logger.info("sparse prefill: layer %d ran dense: %s", record.layer, record.reason)
+
+
+def two_way(rows: list[Row], sees: Callable[[Sequence[int]], Tensor]) -> list[Row]:
+    """The rows with images that see themselves both ways, when the layer's own mask says just that; else none.
+
+    The mask is asked at the borders of all segments and at evenly placed tokens of each row, for all keys there.
+    """
+    wanted = [replace(row, layout=row.layout.with_sight("images")) for row in rows]
+    asked: set[int] = set()
+    for row in wanted:
+        marks = [m for s in row.layout.segments for m in (s.start, s.start + s.length - 1)]
+        marks += np.linspace(row.first, max(row.first, row.end - 1), _MASK_SAMPLES).astype(int).tolist()
+        asked |= {row.start + mark for mark in marks if row.first <= mark < row.end}
+    places = sorted(asked)
+    mask = sees(places).cpu().numpy()  # (B, places, Tk)
+    for b, row in enumerate(wanted):
+        for index, place in enumerate(places):
+            position = place - row.start
+            if not row.first <= position < row.end:
+                continue
+            last = int(row.layout.reach[position]) if position < row.layout.length else position
+            expected = np.zeros(row.end, dtype=bool)
+            expected[: min(last + 1, row.end)] = True
+            if not np.array_equal(mask[b, index, row.start : row.start + row.end], expected):
+                return []
+    return wanted
+
+
+def dense_tail(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention of the last M of N tokens: query (1, H, M, d), key and value (1, Hkv, N, d) → (1, H, M, d)."""
+    queries, keys = query.shape[2], key.shape[2]
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def wrong_length(row: int, described: int, found: int) -> UsageError:
+    return UsageError(
+        f"sparse prefill, row {row}: the layout describes {described} tokens, the batch holds {found} without padding; "
+        "build the layout from this batch's ids"
+    )
 
 
 def state_of(config: Any) -> SparseState | None:

@@ -1,4 +1,7 @@
-"""The text form of patterns: `global_text + sink(1) + topk(k=32)`; `+` is union, `&` intersection and binds tighter."""
+"""The text form of patterns: `global_text + sink(1) + topk(k=32)`; `+` is union, `&` intersection and binds tighter.
+
+Lists for heads and layers part their entries by `|`; `3*` before an entry repeats it: `per_layer(2*full | topk(8))`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from unclipped.attention import scoring
+from unclipped.attention.parts import Listed
 from unclipped.attention.patterns import PATTERNS, Pattern
 from unclipped.core.errors import UsageError, nearest
 
-_TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(-?\d+\.?\d*(?:[eE][+-]?\d+)?|-?\.\d+)|([+&(),=]))")
+_TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(-?\d+\.?\d*(?:[eE][+-]?\d+)?|-?\.\d+)|([+&(),=|*]))")
+_MOST_REPEATS = 1024
 
 
 class _Reader:
@@ -65,7 +70,32 @@ class _Reader:
         name = self.take()
         if name not in PATTERNS:
             raise UsageError(f"pattern '{self.text}': unknown pattern '{name}'; {nearest(name, PATTERNS)}")
-        return self.build(PATTERNS[name])
+        kind = PATTERNS[name]
+        return self.listed(kind) if issubclass(kind, Listed) else self.build(kind)
+
+    def listed(self, kind: type[Listed]) -> Pattern:
+        self.take("(")
+        parts: list[Pattern] = []
+        while True:
+            repeats = self.repeats(kind)
+            parts += [self.union()] * repeats
+            if self.peek() != "|":
+                break
+            self.take()
+        self.take(")")
+        return kind(tuple(parts))
+
+    def repeats(self, kind: type[Listed]) -> int:
+        """The number before `*`, if an entry begins with one."""
+        if self.position + 1 >= len(self.tokens) or self.tokens[self.position + 1] != "*":
+            return 1
+        count = self.take()
+        self.take("*")
+        if not count.isdecimal() or not 1 <= int(count) <= _MOST_REPEATS:
+            raise UsageError(
+                f"pattern {kind.name}: expected a whole number from 1 to {_MOST_REPEATS} before '*', found '{count}'"
+            )
+        return int(count)
 
     def build(self, kind: type[Pattern]) -> Pattern:
         places = [item.name for item in fields(kind)]
@@ -105,6 +135,8 @@ class _Reader:
 
 def example(kind: type[Pattern]) -> str:
     """A pattern of this kind as it is written."""
+    if issubclass(kind, Listed):
+        return f"{kind.name}(full | window(size=4))"
     return f"{kind.name}({', '.join(f'{item.name}=4' for item in fields(kind) if item.default is MISSING)})"
 
 

@@ -8,7 +8,7 @@ Both functions must be registered: without a mask function transformers passes n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -93,25 +93,39 @@ def sparse_mask(
     Decode steps and models without a pattern get transformers' own mask, so that they behave and compile as with sdpa.
     """
 
-    def build() -> Tensor | None:
+    def rows_from(offset: int | Tensor, length: int, allow_skip: bool) -> Tensor | None:
+        arguments = {**rest, "allow_is_causal_skip": rest.get("allow_is_causal_skip", True) and allow_skip}
         return sdpa_mask(
             batch_size=batch_size,
-            q_length=q_length,
+            q_length=length,
             kv_length=kv_length,
-            q_offset=q_offset,  # type: ignore[arg-type] - a static cache gives a tensor
+            q_offset=offset,  # type: ignore[arg-type] - a static cache gives a tensor
             kv_offset=kv_offset,
             mask_function=mask_function,
             attention_mask=attention_mask,
-            **rest,
+            **arguments,
         )
 
-    state = state_of(config)
-    if state is None or state.is_paused or q_length == 1:
+    def build() -> Tensor | None:
+        return rows_from(q_offset, q_length, allow_skip=True)
+
+    if q_length == 1:  # first, because a compiled decode step cannot look a state up
         return build()
+    state = state_of(config)
+    if state is None or state.is_paused:
+        return build()
+    # A static cache gives its live count, which the first layer moves on before any later layer asks.
+    q_offset = int(q_offset)
+
+    def sees(places: Sequence[int]) -> Tensor:
+        rows = [rows_from(place, 1, allow_skip=False) for place in places]
+        return torch.cat([row[:, 0] for row in rows if row is not None], dim=1)  # (B, places, Tk)
 
     def find_rows() -> PrefillRows:
+        if kv_offset:
+            return PrefillRows(reason="the layer's cache has dropped its first tokens (window)")
         is_causal = mask_function is causal_mask_function
-        return state.rows_of(batch_size, q_length, int(q_offset), attention_mask, is_causal=is_causal)
+        return state.rows_of(batch_size, q_length, int(q_offset), attention_mask, None if is_causal else sees)
 
     return SparseMask.of(state, (batch_size, 1, q_length, kv_length), attention_mask, build, find_rows)
 

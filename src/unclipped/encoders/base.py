@@ -9,6 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from unclipped.attention.detect import check_replaceable, key_heads_of
+from unclipped.attention.encoder import ARGUMENT as VIEW
+from unclipped.attention.encoder import NAME as ENCODER_ATTENTION
+from unclipped.attention.encoder import EncoderPattern
+from unclipped.attention.encoder import register as register_encoder_attention
+from unclipped.attention.patterns import Pattern
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.registry import Registry
 from unclipped.encoders.grouping import Grid, encode_in_groups, frames_of
@@ -36,6 +42,8 @@ class VisionEncoder(nn.Module):
     # Regular expressions of checkpoint tensors that this family leaves behind on purpose.
     dropped: ClassVar[tuple[str, ...]] = ()
     build_arguments: ClassVar[dict[str, Any]] = {}
+    takes_patterns: ClassVar[bool] = True
+    """Whether the model hands the arguments of its call on to its attention functions."""
 
     def __init__(
         self,
@@ -48,6 +56,7 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.pattern: EncoderPattern | None = None
         config: Any = model.config
         self.feature_layers = resolve_layers(feature_layers, self.depth(config))
         width = self.width(config)
@@ -68,6 +77,38 @@ class VisionEncoder(nn.Module):
     @property
     def spec(self) -> EncoderSpec:
         return self._spec
+
+    def set_pattern(self, pattern: str | Pattern | None, *, key_block: int = 128, query_block: int = 256) -> None:
+        """Attend under a pattern of `unclipped.attention` from now on, for example `window2d(4, 4) + grid(8)`; None:
+        densely. Class and register tokens see and are seen by all patches. Forwards on chosen patches stay dense.
+
+        Raises UsageError for text that is no pattern, and for a model whose attention cannot be replaced.
+        """
+        if pattern is None:
+            self.pattern = None  # without a view the layers attend densely
+            return
+        if not self.takes_patterns:
+            raise UsageError(f"{self.family}: its layers hand no pattern on to their attention; leave the pattern out")
+        check_replaceable(self.model)
+        register_encoder_attention()
+        config: Any = getattr(self.model.config, "text_config", self.model.config)  # of an encoder made from an LM
+        self.pattern = EncoderPattern(
+            pattern,
+            prefix=self.spec.num_prefix_tokens,
+            layers=self.depth(self.model.config),
+            key_heads=key_heads_of(config),
+            key_block=key_block,
+            query_block=query_block,
+        )
+
+    def attention_arguments(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        """What `run` hands to the model beside the patches of a batch of these grids: the view of the pattern."""
+        if self.pattern is None:
+            return {}
+        if self.model.config._attn_implementation != ENCODER_ATTENTION:  # fresh, or set for the model as a whole
+            self.model.set_attn_implementation(ENCODER_ATTENTION)
+        same = grids[:1] if len(set(grids)) == 1 else grids
+        return {VIEW: self.pattern.view(same)}
 
     @classmethod
     def adapt_config(cls, config: Any) -> None:

@@ -44,7 +44,11 @@ class PlaneEncoder(VisionEncoder):
     def run(self, patches: Tensor, grids: list[Grid], output_hidden_states: bool) -> Any:
         planes = to_planes(patches, grids[0], self.spec.patch_size, self.spec.channels)  # (B, C, H, W)
         return self.model(
-            planes, output_hidden_states=output_hidden_states, **self.run_arguments, **self.more_arguments(patches)
+            planes,
+            output_hidden_states=output_hidden_states,
+            **self.run_arguments,
+            **self.more_arguments(patches),
+            **self.attention_arguments(grids),
         )
 
     def more_arguments(self, patches: Tensor) -> dict[str, Any]:
@@ -193,6 +197,7 @@ class SiglipEncoder(PlaneEncoder):
     """SigLIP (arXiv 2303.15343), a baseline: no prefix tokens, the attention-pooling head left out."""
 
     family: ClassVar[str] = "siglip_vision_model"
+    takes_patterns: ClassVar[bool] = False
     objective: ClassVar[Objective] = "sigmoid"
     default_mean, default_std = HALF, HALF
     run_arguments: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
@@ -213,6 +218,7 @@ class Siglip2Encoder(VisionEncoder):
     """
 
     family: ClassVar[str] = "siglip2_vision_model"
+    takes_patterns: ClassVar[bool] = False
     objective: ClassVar[Objective] = "sigmoid"
     default_mean, default_std = HALF, HALF
     dropped: ClassVar[tuple[str, ...]] = SiglipEncoder.dropped

@@ -148,6 +148,7 @@ class LLMVisionModel(PreTrainedModel):
         grids: Sequence[Grid],
         output_hidden_states: bool = False,
         keep: Tensor | None = None,
+        **attention: Any,
     ) -> BaseModelOutput:
         """Encode images of one common number of patches (and, for the convolution stem, one common grid).
 
@@ -155,8 +156,9 @@ class LLMVisionModel(PreTrainedModel):
         `last_hidden_state` (B, n, hidden) after the decoder's final norm and, on request, `hidden_states`: the stem's
         output and the output of each layer, before that norm. Each image attends to itself only.
 
-        With `keep` (B, k), pixel_values (B, k, …) are only the patches at these places of images of one grid. Raises
-        UsageError then for the convolution stem, which reads patches across their borders.
+        attention: arguments for the attention of every layer. With `keep` (B, k), pixel_values (B, k, …) are only the
+        patches at these places of images of one grid. Raises UsageError then for the convolution stem, which reads
+        patches across their borders.
         """
         rows, columns = grid_positions(grids, pixel_values.device)  # (1 or B, n)
         if keep is not None:
@@ -168,7 +170,7 @@ class LLMVisionModel(PreTrainedModel):
         hidden = self.stem(pixel_values, grids[0])  # (B, n or k, hidden)
         states = [hidden] if output_hidden_states else None
         for layer, tables in zip(self.decoder.layers, self._tables(hidden, rows, columns), strict=True):
-            hidden = run_layer(layer, hidden, tables)
+            hidden = run_layer(layer, hidden, tables, **attention)
             if states is not None:
                 states.append(hidden)
         return BaseModelOutput(
@@ -176,10 +178,10 @@ class LLMVisionModel(PreTrainedModel):
         )
 
 
-def run_layer(layer: nn.Module, hidden: Tensor, tables: CosSin) -> Tensor:
+def run_layer(layer: nn.Module, hidden: Tensor, tables: CosSin, **attention: Any) -> Tensor:
     """One decoder layer without mask and cache: (B, n, hidden) → (B, n, hidden)."""
     # The states go first and unnamed: that is what gradient checkpointing needs.
-    output = layer(hidden, attention_mask=None, position_embeddings=tables)
+    output = layer(hidden, attention_mask=None, position_embeddings=tables, **attention)
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -221,7 +223,7 @@ class LLMEncoder(VisionEncoder):
         return grid if self.model.config.stem == "convolution" else grid[0] * grid[1]
 
     def run(self, patches: Tensor, grids: list[Grid], output_hidden_states: bool) -> Any:
-        return self.model(patches, grids, output_hidden_states=output_hidden_states)
+        return self.model(patches, grids, output_hidden_states=output_hidden_states, **self.attention_arguments(grids))
 
     def run_chosen(self, patches: Tensor, keep: Tensor, grid: Grid) -> Tensor:
         return self.model(patches, [grid], keep=keep).last_hidden_state

@@ -87,6 +87,7 @@ def assemble(
     image: dict[str, Any] | None = None,
     baseline: bool = False,
     feature_layers: Sequence[int] | None = None,
+    vision_attention: str | None = None,
     patch_size: int | tuple[int, int] | None = None,
     rope: str = "axial",
     rope_theta: float | None = None,
@@ -99,8 +100,9 @@ def assemble(
 
     vision: folder, hub id, `llm:` and either of them, or a configuration with its model_type (random weights). text:
     folder or hub id. connector: text form. image: fields of the image rule that differ from the encoder's suggestion.
-    patch_size, rope, rope_theta and stem shape an encoder made from a language model. `seed` alone determines the new
-    weights. Raises UsageError and CheckpointError, see the parts.
+    vision_attention: pattern of the encoder's attention, dense without. patch_size, rope, rope_theta and stem shape an
+    encoder made from a language model. `seed` alone determines the new weights. Raises UsageError and CheckpointError,
+    see the parts.
     """
     parsed = parse_connector(connector)
     settings = {key: value for key, value in (image or {}).items() if value is not None}
@@ -127,7 +129,7 @@ def assemble(
             UnclippedImageProcessor(rule), tokenizer, connector=parsed, image_token=notes.image_token
         )
         torch.manual_seed(seed)
-        model = _join(lm, vision_tower, parsed, processor.image_token_id, baseline, feature_layers)
+        model = _join(lm, vision_tower, parsed, processor.image_token_id, baseline, feature_layers, vision_attention)
     _set_generation(model, lm, tokenizer)
     distance = (probe_logits(model, vocabulary) - expected).abs().max().item()
     if not distance <= LOGIT_TOLERANCE * max(1.0, expected.abs().max().item()):
@@ -167,6 +169,7 @@ def assemble_from_config(
         image=config.image.given(),
         baseline=config.baseline,
         feature_layers=config.feature_layers,
+        vision_attention=config.vision_attention,
         patch_size=config.patch_size,
         rope=config.rope,
         rope_theta=config.rope_theta,
@@ -292,6 +295,7 @@ def _join(
     image_token_id: int,
     baseline: bool,
     feature_layers: Sequence[int] | None,
+    vision_attention: str | None,
 ) -> UnclippedForConditionalGeneration:
     """One model of the loaded parts and a fresh connector."""
     lm_head: nn.Linear = lm.get_output_embeddings()
@@ -301,6 +305,7 @@ def _join(
         connector_config=connector,
         image_token_id=image_token_id,
         vision_feature_layers=list(feature_layers) if feature_layers is not None else None,
+        vision_attention=vision_attention,
         baseline=baseline,
         lm_head_bias=lm_head.bias is not None,
         tie_word_embeddings=lm_head.weight is lm.get_input_embeddings().weight,

@@ -69,6 +69,9 @@ class ModelConfig(FrozenConfig):
     feature_layers: tuple[int, ...] | None = None
     """Hidden states of the encoder to concatenate (0 is the embedding, negative numbers count from the end); by default
     the last layer after its norm."""
+    vision_attention: str | None = None
+    """Pattern of the encoder's attention, for example `window2d(8, 8) + grid(8)`; class and register tokens see all. It
+    belongs to the model and is saved with it; by default the encoder is dense."""
     patch_size: tuple[int, int] | int | None = None
     """(height, width) in px of a patch of an encoder made from a language model; default 14."""
     rope: Literal["axial", "penguin"] = "axial"

@@ -16,6 +16,7 @@ class UnclippedConfig(PreTrainedConfig):
     connector_config: fields of `ConnectorConfig`, or its text form.
     image_token_id: the placeholder in `input_ids` that stands for one visual token.
     vision_feature_layers: hidden states of the encoder that are concatenated; None is its last layer.
+    vision_attention: pattern of the encoder's attention (`unclipped.attention`), as text; None is dense.
     baseline: True when the encoder was trained contrastively and is used as a declared baseline.
     lm_head_bias: whether the language model's own output layer has a bias.
     """
@@ -30,6 +31,7 @@ class UnclippedConfig(PreTrainedConfig):
         connector_config: ConnectorConfig | dict[str, Any] | str | None = None,
         image_token_id: int = 0,
         vision_feature_layers: list[int] | None = None,
+        vision_attention: str | None = None,
         baseline: bool = False,
         lm_head_bias: bool = False,
         tie_word_embeddings: bool = False,
@@ -44,6 +46,7 @@ class UnclippedConfig(PreTrainedConfig):
         self.connector_config = connector.model_dump(mode="json")
         self.image_token_id = image_token_id
         self.vision_feature_layers = None if vision_feature_layers is None else [int(i) for i in vision_feature_layers]
+        self.vision_attention = vision_attention
         self.baseline = baseline
         self.lm_head_bias = lm_head_bias
         self.tie_word_embeddings = tie_word_embeddings

@@ -108,6 +108,7 @@ class UnclippedModel(UnclippedPreTrainedModel):
         self.vision_tower = vision_tower or build_encoder(
             config.vision_config, feature_layers=config.vision_feature_layers, baseline=config.baseline
         )
+        self.vision_tower.set_pattern(config.vision_attention)
         self.connector = build_connector(
             config.connector, self.vision_tower.spec.hidden_size, config.text_config.hidden_size
         )
