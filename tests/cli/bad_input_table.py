@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -610,6 +612,96 @@ ROWS: dict[str, Row] = {
 }
 
 
+PAIRS = ["pretrain", "clothing-contrastive", "training.threads=1"]
+
+
+def pretrain_pairs(prepare: Callable[[Place], str]) -> Callable[[Place], list[Any]]:
+    """Pretraining on pairs from the source that `prepare` makes."""
+    return lambda place: [*PAIRS, f"data.sources=[{{source: {prepare(place)}}}]", "--output", "out"]
+
+
+def images_alone(place: Place) -> str:
+    for name in "ab":
+        place.image(f"photos/{name}.png")
+    return "photos"
+
+
+def corrupt_shard(place: Place) -> str:
+    """A tar shard whose only image is a damaged PNG."""
+    with tarfile.open(place.folder / "shard.tar", "w") as archive:
+        for name, content in (("0001.png", PNG + b"no image"), ("0001.txt", b"a boat")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return "shard.tar"
+
+
+def stats(*more: str) -> Callable[[Place], list[Any]]:
+    return lambda place: ["data", "stats", place.data(), *more, "--output", "out"]
+
+
+ROWS |= {
+    "pairs wanted, images alone": Row(pretrain_pairs(images_alone), 1, ("sample ", "exactly one assistant turn", "0")),
+    "pair without a caption": Row(
+        pretrain_pairs(lambda p: p.data({"image": "good.png"}, {"image": "good.png", "caption": "a"}) + "/train.jsonl"),
+        1,
+        ("train.jsonl",),
+    ),
+    "pair without a caption later on": Row(
+        pretrain_pairs(lambda p: p.data({"image": "good.png", "caption": "a"}, {"image": "good.png"})),
+        1,
+        ("data/train.jsonl, line 2", "'caption'", "missing"),
+    ),
+    "corrupt tar member": Row(pretrain_pairs(corrupt_shard), 1, ("shard shard.tar, member 0001.png",)),
+    "filter keeps nothing": Row(
+        override("data.filter={kind: text_rich, threshold: 1.0}"),
+        1,
+        ("keeps none of 4 images", "highest score", "sample s0", "lower filter.threshold"),
+    ),
+    "filter of one source keeps nothing": Row(
+        override("data.sources.0.filter={kind: text_rich, share: 0.1}"),
+        1,
+        ("less than half of one", "raise filter.share"),
+    ),
+    "filter keeps nothing of what an encoder learns from": Row(
+        lambda p: [
+            *("pretrain", "clothing-mae", f"data.sources=[{{source: {images_alone(p)}}}]"),
+            *("data.filter={kind: text_rich, threshold: 1.0}", "training.threads=1", "--output", "out"),
+        ],
+        1,
+        ("photos", "keeps none of 2 images"),
+    ),
+    "filter unknown": Row(override("data.filter=text_ritch"), 2, ("data.filter.kind", "text_rich", "text_ritch")),
+    "filter by threshold and share": Row(
+        override("data.filter={kind: text_rich, threshold: 0.4, share: 0.1}"), 2, ("data.filter", "leave one out")
+    ),
+    "filter of an endless source": Row(
+        override("data.sources=[{source: 'generated:shapes', filter: text_rich}]"), 2, ("endless", "limit")
+    ),
+    "stats of nothing": Row(lambda p: ["data", "stats", "nowhere", "--output", "out"], 1, ("nowhere", "no such file")),
+    "stats of an unknown task": Row(
+        lambda p: ["data", "stats", "generated:shaps", "--output", "out"], 2, ("shaps", "did you mean 'shapes'")
+    ),
+    "stats, unknown field": Row(stats("formt=images"), 2, ("'sources.0.formt'", "did you mean 'format'")),
+    "stats, unknown filter": Row(stats("--filter", "textrich"), 2, ("textrich", "text_rich")),
+    "stats, threshold and no filter": Row(stats("--threshold", "0.5"), 2, ("--threshold", "--filter")),
+    "stats, share of nothing": Row(stats("--filter", "text_rich", "--share", "0"), 2, ("share", "greater than 0")),
+    "stats, share and threshold": Row(
+        stats("--filter", "text_rich", "--share", "0.5", "--threshold", "0.5"), 2, ("leave one out",)
+    ),
+    "stats, limit of nothing": Row(stats("--limit", "0"), 2, ("--limit", "equal to 1")),
+    "stats of a recipe without data": Row(
+        lambda p: ["data", "stats", "clothing-objectives", "--output", "out"],
+        2,
+        ("clothing-objectives", "no section data"),
+    ),
+    "stats of a recipe, split": Row(
+        lambda p: ["data", "stats", p.recipe(), "--split", "val", "--output", "out"], 2, ("--split", "data.sources.0")
+    ),
+    "stats, split that is not there": Row(stats("--split", "test"), 1, ("no test.jsonl", "train, val")),
+}
+
+
 DOCUMENTS = '{"text": "a text of some words, longer than a block of sixteen tokens in any tokenizer"}\n' * 9
 COMMANDS: dict[str, Callable[[Place], list[Any]]] = {
     "assemble": assemble(the("vision"), the("text")),
@@ -617,6 +709,7 @@ COMMANDS: dict[str, Callable[[Place], list[Any]]] = {
     "pretrain": lambda p: ["pretrain", p.pretraining(p.write("a.jsonl", DOCUMENTS)), "--output", "out"],
     "quickstart": lambda p: ["quickstart", "--output", "out"],
     "eval": evaluate(),
+    "data stats": stats(),
     "import-encoder": original(),
 }
 for _command, _arguments in COMMANDS.items():

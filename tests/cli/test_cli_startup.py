@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ["quickstart", "assemble", "pretrain", "train", "eval", "eval-encoder", "chat", "recipes"]
+COMMANDS = ["quickstart", "assemble", "pretrain", "train", "eval", "eval-encoder", "data", "chat", "recipes"]
 
 
 def run(*arguments: str, module: str = "unclipped") -> subprocess.CompletedProcess[str]:
@@ -44,6 +44,7 @@ def test_every_command_has_help_with_examples() -> None:
         text = run(command, "--help").stdout
         assert "Examples" in text, command
         assert "--output" in text or command in {"chat", "recipes"}
+    assert "Examples" in run("data", "stats", "--help").stdout
 
 
 @pytest.mark.parametrize(

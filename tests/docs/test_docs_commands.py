@@ -87,6 +87,10 @@ RUN: dict[str, list[str]] = {
     "pairs.context_length=128 tokenizer.vocabulary_size=600 --output runs/captions-contrastive": [
         "steps=2", "warmup_steps=0", "batch_size=4", "tokenizer.documents=50", "training.threads=1",
     ],
+    "unclipped data stats my-folder --output runs/my-folder-stats": [],
+    "unclipped data stats my-recipe.yaml --limit 50 --output runs/my-recipe-stats": [],
+    'unclipped data stats generated:captions "options.size=[64,64]" --limit 40 --output runs/captions-stats': [],
+    "unclipped data stats my-folder --filter text_rich --share 0.5 --output runs/text-rich": [],
     "unclipped eval-encoder my-clip --recipe my-zero-shot.yaml --output runs/my-clip-probes": EVAL,
 }  # fmt: skip
 

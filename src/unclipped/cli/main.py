@@ -12,6 +12,7 @@ from unclipped.cli import (
     assemble,
     chat,
     compare_objectives,
+    data,
     eval_encoder,
     evaluate,
     import_encoder,
@@ -61,6 +62,7 @@ for command in (
     evaluate,
     eval_encoder,
     compare_objectives,
+    data,
     chat,
     recipes,
 ):

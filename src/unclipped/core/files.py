@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unclipped.core.errors import DataError, UnclippedError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -39,6 +42,30 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically (see `write_text`)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept: `unclipped/NAME` in $XDG_CACHE_HOME, or in ~/.cache. It may be deleted."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "unclipped" / name
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write an .npy file under a temporary name, then rename: processes that make the same do not disturb each other.
+
+    Raises OSError when it cannot be written.
+    """
+    import numpy
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            numpy.save(stream, values)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from unclipped.core.config import FrozenConfig
 
@@ -110,6 +110,34 @@ class AugmentConfig(FrozenConfig):
     """Applied one after the other."""
 
 
+class TextRichFilter(FrozenConfig):
+    """Keep samples whose images show much text, as a small detector of letters that comes with the package scores them.
+
+    Every image is scored once and the scores are kept in the cache folder.
+    """
+
+    kind: Literal["text_rich"] = "text_rich"
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least score that is kept, 0 to 1; null: 0.5, unless `share` is set."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep this share of the source's images, those of the highest scores: 0.503 and 0.013 are the light and the heavy
+    filter of the Web-SSL study."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TextRichFilter:
+        if self.threshold is not None and self.share is not None:
+            raise ValueError("threshold and share are both set; the share says where the threshold lies: leave one out")
+        return self
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Filter = Annotated[TextRichFilter, BeforeValidator(_named)]
+"""A filter, or its name for the settings it has by itself."""
+
+
 class SourceConfig(FrozenConfig):
     """One place that samples come from."""
 
@@ -134,6 +162,9 @@ class SourceConfig(FrozenConfig):
     """Use only samples whose images all have width / height within [lowest, highest]: short text lines first, say."""
     part: PartConfig | None = None
     """Take only one side of a split cut by hash."""
+    filter: Filter | None = None
+    """Keep some of the samples by what their images show, after `limit`; in place of the filter of `data`. `text_rich`
+    is short for {kind: text_rich}. An endless source needs a `limit`."""
     augment: AugmentConfig | None = None
     """Augmentation of this source alone, in place of the mixture's."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -168,5 +199,7 @@ class DataConfig(FrozenConfig):
     """`skip` logs and counts a sample that cannot be used and takes the next in its place."""
     augment: AugmentConfig | None = None
     """Augmentation of every source that has none of its own."""
+    filter: Filter | None = None
+    """Filter of every source that has none of its own, each by itself: a share is one of each source."""
     seed: int | None = None
     """Seed of order and augmentation; None takes the run's seed."""

@@ -15,7 +15,7 @@ from unclipped.data.augment import augment
 from unclipped.data.config import AugmentConfig, DataConfig
 from unclipped.data.order import WindowedOrder
 from unclipped.data.sample import Sample, SampleGroup, TextPart
-from unclipped.data.sources import Source, image_key, open_source, runs_of
+from unclipped.data.sources import Source, image_key, open_sources, runs_of
 
 logger = logging.getLogger("unclipped.data")
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Mixture:
     def __init__(self, config: DataConfig, seed: int = 0, sources: Sequence[Source] | None = None) -> None:
         self.config = config
         self.seed = seed if config.seed is None else config.seed
-        opened = sources if sources is not None else [open_source(source, seed=self.seed) for source in config.sources]
+        opened = sources if sources is not None else open_sources(config, seed=self.seed)
         if len(opened) != len(config.sources):
             raise UsageError(f"expected {len(config.sources)} sources, found {len(opened)}")
         self.units = [_units(source, config) for source in opened]

@@ -24,7 +24,6 @@ import logging
 import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +31,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from unclipped.core.errors import DataError
+from unclipped.core.files import cache_folder, write_array
 
 logger = logging.getLogger("unclipped.data")
 
@@ -57,7 +57,7 @@ def index_of(path: Path) -> np.ndarray:
     try:
         status = path.stat()
         name = f"{os.path.abspath(path)}\n{status.st_size}\n{status.st_mtime_ns}\n{_VERSION}"
-        cached = cache_folder() / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.npy"
+        cached = cache_folder("shards") / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.npy"
         try:
             if cached.is_file():
                 return np.load(cached, mmap_mode="r")
@@ -71,30 +71,11 @@ def index_of(path: Path) -> np.ndarray:
     if count:
         logger.warning("shard %s: %d of %d samples are damaged; reading one names it", path, count, len(records))
     try:
-        _save(cached, records)
+        write_array(cached, records)
     except OSError as error:
         logger.warning("%s cannot be written (%s): %s is scanned again in every run", cached, error, path)
         return records
     return np.load(cached, mmap_mode="r")
-
-
-def cache_folder() -> Path:
-    """Where indices are kept: `unclipped/shards` in $XDG_CACHE_HOME, or in ~/.cache. Its files may be deleted."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "unclipped" / "shards"
-
-
-def _save(path: Path, records: np.ndarray) -> None:
-    """Write under a temporary name, then rename: processes that scan the same shard at once do not disturb another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, records)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
 
 
 def _is_cut(records: np.ndarray, size: int) -> np.ndarray:

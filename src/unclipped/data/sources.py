@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.config import PartConfig, SourceConfig
+from unclipped.data.config import DataConfig, PartConfig, SourceConfig
 from unclipped.data.order import Runs
 from unclipped.data.sample import Sample
 
@@ -41,6 +41,25 @@ def open_source(config: SourceConfig, *, seed: int = 0) -> Source:
     `$NAME` in a path is the environment variable NAME. Raises DataError for missing, empty or damaged files, UsageError
     for wrong options and variables that are not set.
     """
+    source = _unfiltered(config, seed)
+    if config.filter is not None:
+        from unclipped.data.text_rich.filtering import filtered
+
+        source = filtered(source, config.filter)
+    return source
+
+
+def open_sources(config: DataConfig, *, seed: int = 0) -> list[Source]:
+    """Every source of a `data` section, with the section's filter where it has none of its own; as `open_source`."""
+    return [
+        open_source(
+            source if source.filter is not None else source.model_copy(update={"filter": config.filter}), seed=seed
+        )
+        for source in config.sources
+    ]
+
+
+def _unfiltered(config: SourceConfig, seed: int) -> Source:
     config = config.model_copy(
         update={"source": expanded(config.source), "images": config.images and expanded(config.images)}
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from unclipped.core.files import write_json
 from unclipped.data.config import DataConfig
-from unclipped.data.sources import open_source
+from unclipped.data.sources import open_source, open_sources
 from unclipped.data.statistics import pixel_statistics
 from unclipped.evaluation.questions import open_task
 from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
@@ -127,10 +127,10 @@ def open_inputs(config: ExperimentConfig) -> None:
 
     Raises UsageError and DataError as the sources do.
     """
-    training = [
-        source for data in (config.data, *(stage.data for stage in config.stages)) if data for source in data.sources
-    ]
-    for source in (*training, *config.held_out_text):
+    for data in (config.data, *(stage.data for stage in config.stages)):
+        if data is not None:
+            open_sources(data, seed=config.training.seed)
+    for source in config.held_out_text:
         open_source(source, seed=config.training.seed)
     for task in config.evaluation.tasks:
         open_task(task)
@@ -150,7 +150,7 @@ def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
     model, processor, report = assemble_from_config(arm.config.model, seed=arm.config.training.seed)
     if arm.config.pixel_statistics == "data":
         data = arm.config.stages[0].data or arm.config.data
-        sources = [open_source(source, seed=arm.config.training.seed) for source in data.sources]
+        sources = open_sources(data, seed=arm.config.training.seed)
         set_pixel_statistics(processor, *pixel_statistics(sources, processor, seed=arm.config.training.seed))
     arm.folder.mkdir(parents=True, exist_ok=True)
     if is_first:

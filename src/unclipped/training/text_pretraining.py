@@ -18,7 +18,7 @@ from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
-from unclipped.data.sources import SelectedSource, Source, open_source
+from unclipped.data.sources import SelectedSource, Source, open_sources
 from unclipped.data.text import TokenBlocks, build_token_blocks, render_documents
 from unclipped.encoders.checkpoint import quiet
 from unclipped.objectives.language_model import LanguageModelObjective
@@ -115,8 +115,7 @@ def open_corpus(config: PretrainConfig) -> Corpus:
     seed = config.training.seed if config.data.seed is None else config.data.seed
     sources: list[Source] = []
     held_back: list[Sample] = []
-    for source_config in config.data.sources:
-        source = open_source(source_config, seed=seed)
+    for source in open_sources(config.data, seed=seed):
         if not config.held_out and source.length is not None and source.length > 1:
             is_held = np.arange(source.length) % _HELD_BACK_EVERY == min(_HELD_BACK_EVERY, source.length) - 1
             most = config.held_out_blocks * config.block_length  # a document holds at least one token

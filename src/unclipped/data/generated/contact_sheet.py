@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image
 
 from unclipped.data.generated.lettering import letter
@@ -16,13 +18,19 @@ MARGIN, FONT_SIZE, LINE = 8, 11, 15  # px
 def contact_sheet(source: Source, n: int, *, columns: int = 4, enlarge: int = 1) -> Image.Image:
     """The first `n` samples, each image enlarged by a whole factor, with "question → answer" below it."""
     samples = [source[i] for i in range(n)]
-    pictures = [_picture(sample, enlarge) for sample in samples]
-    texts = [_wrap(f"{sample.question} → {sample.answer}", max(p.width for p in pictures)) for sample in samples]
+    pictures = [_picture(sample) for sample in samples]
+    pictures = [p.resize((p.width * enlarge, p.height * enlarge), Image.Resampling.NEAREST) for p in pictures]
+    return sheet_of(pictures, [f"{sample.question} → {sample.answer}" for sample in samples], columns=columns)
+
+
+def sheet_of(pictures: Sequence[Image.Image], texts: Sequence[str], *, columns: int = 4) -> Image.Image:
+    """Pictures in rows, each with its text below it, broken to the width of the widest."""
+    lines_of = [_wrap(text, max(p.width for p in pictures)) for text in texts]
     width = max(picture.width for picture in pictures) + MARGIN
-    height = max(p.height for p in pictures) + MARGIN + LINE * max(len(lines) for lines in texts)
-    rows = -(-n // columns)
+    height = max(p.height for p in pictures) + MARGIN + LINE * max(len(lines) for lines in lines_of)
+    rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
-    for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+    for i, (picture, lines) in enumerate(zip(pictures, lines_of, strict=True)):
         x, y = MARGIN + (i % columns) * width, MARGIN + (i // columns) * height
         sheet.paste(picture, (x, y))
         for k, line in enumerate(lines):
@@ -33,13 +41,11 @@ def contact_sheet(source: Source, n: int, *, columns: int = 4, enlarge: int = 1)
     return sheet
 
 
-def _picture(sample: Sample, enlarge: int) -> Image.Image:
+def _picture(sample: Sample) -> Image.Image:
     if not sample.images:
         return Image.new("RGB", (160, 4), (225, 225, 225))
     image = sample.images[0].source
-    if not isinstance(image, Image.Image):
-        image = load_image(image)
-    return image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
+    return image if isinstance(image, Image.Image) else load_image(image)
 
 
 def _wrap(text: str, width: int) -> list[str]:

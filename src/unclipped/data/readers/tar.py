@@ -42,7 +42,7 @@ class TarSource:
 
     def __init__(self, paths: list[Path], config: SourceConfig) -> None:
         self.name = config.source
-        self.paths = paths
+        self.paths = self.files = paths
         window, self._caption = _options(config)
         lengths = [len(shards.index_of(path)) for path in paths]
         self.runs = Runs(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), window)
