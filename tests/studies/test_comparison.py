@@ -14,7 +14,7 @@ from support.tiny_models import tiny_lm
 from unclipped.core.errors import UsageError
 from unclipped.studies.comparison import run_comparison
 from unclipped.studies.comparison_config import ComparisonConfig
-from unclipped.studies.comparison_report import reading
+from unclipped.studies.comparison_report import findings, limits
 
 
 def test_arms_with_a_teacher_come_last_and_get_its_folder() -> None:
@@ -122,9 +122,9 @@ def test_the_reading_names_what_is_above_chance_only() -> None:
         "vlm_minus_random": {"a": {"t": {"low": -1}, "u": {"low": 0}}, "b": {"t": {"low": -1}, "u": {"low": 0.1}}},
         "vlm_minus_blind": {"a": {"t": {"low": 1}}, "b": {"t": {"low": 1}}},
     }
-    text = reading(results)
+    text = findings(results)
     assert "p: a is above random weights" in text
     assert "trained models on t: no arm is above a random encoder" in text
     assert "trained models on u: b is above a random encoder" in text
-    assert "all arms are above the blind model" in text
-    assert "One seed was run" in text
+    assert "trained models on t: all arms are above the blind model" in text
+    assert "One seed was run" in limits(results)

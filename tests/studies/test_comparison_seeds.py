@@ -14,7 +14,7 @@ from unclipped.recipes.loading import read_recipe
 from unclipped.recipes.schema import ComparisonRecipe
 from unclipped.recipes.validation import validate
 from unclipped.studies.comparison_config import ComparisonConfig
-from unclipped.studies.comparison_report import reading
+from unclipped.studies.comparison_report import findings, limits
 from unclipped.studies.comparison_seeds import over_seeds, run_seeds
 
 PROBE = {
@@ -59,10 +59,10 @@ def test_figures_are_means_with_the_lowest_and_highest_seed_and_differences_coun
     assert found["probes"]["p"]["a"]["encoder"] == expected
     assert found["vlm_overall"]["t"]["a"]["accuracy"] == pytest.approx(0.4)
     assert found["vlm_minus_random"]["a"]["t"]["above"] == 1
-    assert "no arm is above a random encoder" in reading(found)
+    assert "trained models on t: no arm is above a random encoder" in findings(found)
     both = over_seeds({3: run(0.2, 0.1), 5: run(0.6, 0.3)})
-    assert "in each of 2 seeds" in reading(both)
-    assert "all arms are above a random encoder" in reading(both)
+    assert "2 seeds were run" in limits(both)
+    assert "trained models on t: all arms are above a random encoder" in findings(both)
 
 
 def test_two_seeds_are_two_comparisons_and_one_page(tmp_path: Path) -> None:
@@ -77,7 +77,12 @@ def test_two_seeds_are_two_comparisons_and_one_page(tmp_path: Path) -> None:
     row = results["probes"]["figure, knn"]["contrastive"]["encoder"]
     assert row["values"] == [run["probes"]["figure, knn"]["contrastive"]["encoder"]["value"] for run in single]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for part in ("mean [lowest, highest seed]", "seed-2/report.html", "seed-1/encoders/contrastive/report.html"):
+    for part in (
+        "in each of 2 seeds",
+        "mean [lowest, highest seed]",
+        "seed-2/report.html",
+        "seed-1/encoders/contrastive/report.html",
+    ):
         assert part in page, part
     again = run_seeds(config, tmp_path, resume=True, say=lambda line: None)
     assert json.dumps(again) == json.dumps(results)

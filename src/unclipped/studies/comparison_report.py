@@ -27,7 +27,8 @@ def write_comparison_report(
     text = pages.get_template("comparison.html.j2").render(
         title=title,
         description=description,
-        reading=reading(results),
+        findings=findings(results),
+        limits=limits(results),
         pretraining=results["pretraining"],
         declared=_DECLARED,
         seeds=results.get("seeds", []),
@@ -93,27 +94,30 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"value": row[metric], "low": row["low"], "high": row["high"], "count": row["count"]}
 
 
-def reading(results: Mapping[str, Any]) -> str:
-    """One paragraph: which arms beat random weights beyond chance, and what the comparison cannot show."""
-    seeds = results.get("seeds", [])
-    sentences = []
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """One line a figure: which arms lie above random weights, and above the blind model, beyond chance."""
+    lines = []
     for probe, arms in results["probes"].items():
         better = [a for a, found in arms.items() if found["minus_random"] and _is_above(found["minus_random"])]
-        sentences.append(f"{probe}: {_listed(better, len(arms))} above random weights")
+        lines.append(f"{probe}: {_listed(better, len(arms))} above random weights")
     for name, key in (("a random encoder", "vlm_minus_random"), ("the blind model", "vlm_minus_blind")):
         rows = {arm: tasks for arm, tasks in results[key].items() if arm in results["pretraining"]}
         for task in dict.fromkeys(task for tasks in rows.values() for task in tasks):
             better = [arm for arm, tasks in rows.items() if _is_above(tasks[task])]
-            sentences.append(f"trained models on {task}: {_listed(better, len(rows))} above {name}")
-    found = "; ".join(sentences)
-    every = f", in each of {len(seeds)} seeds" if seeds else ""
-    limit = (
-        f"{len(seeds)} seeds were run: a figure is their mean, with the lowest and the highest seed beside it. "
+            lines.append(f"trained models on {task}: {_listed(better, len(rows))} above {name}")
+    return lines
+
+
+def limits(results: Mapping[str, Any]) -> str:
+    """What the comparison cannot show."""
+    seeds = results.get("seeds", [])
+    runs = (
+        f"{len(seeds)} seeds were run: a figure is their mean, with the lowest and the highest seed beside it."
         if seeds
-        else "One seed was run: the intervals hold the chance of the test items, not that of another training. "
+        else "One seed was run: the intervals hold the chance of the test items, not that of another training."
     )
-    return (f"By paired 95 % intervals on the same items{every}: {found}. " if found else "") + (
-        f"{limit}Losses of different objectives cannot be compared, and the order of arms at this size says nothing "
+    return (
+        f"{runs} Losses of different objectives cannot be compared, and the order of arms at this size says nothing "
         "about larger ones."
     )
 
