@@ -11,9 +11,9 @@ from rich.console import Console
 
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_json
+from unclipped.core.progress import counting
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
 from unclipped.evaluation.predictions import TASK_FILE, Prediction, PredictionFile, fingerprint
-from unclipped.evaluation.progress import counting
 from unclipped.evaluation.questions import Images, answers_in, as_prompt, gold_of, open_task, record, with_images_as
 from unclipped.evaluation.results import Comparison, TaskResult, compare, score_prediction, summarise
 from unclipped.evaluation.scorers import build_scorer

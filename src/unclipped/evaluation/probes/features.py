@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unclipped.core.errors import UnclippedError, UsageError
+from unclipped.core.progress import Counter, counting
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder
-from unclipped.evaluation.progress import Counter, counting
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.images.preprocess import preprocess_image

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.core.files import write_json
+from unclipped.core.progress import Counter, counting
 from unclipped.data.sample import ImagePart
 from unclipped.data.views import view
 from unclipped.encoders.base import VisionEncoder
@@ -33,7 +34,6 @@ from unclipped.evaluation.probes.config import FineTuningConfig, TrainingViews
 from unclipped.evaluation.probes.data import LabelledImage, LabelledSet
 from unclipped.evaluation.probes.features import WORKERS, EncoderExtractor, grid_of_rule, pooled
 from unclipped.evaluation.probes.linear import batches
-from unclipped.evaluation.progress import Counter, counting
 from unclipped.images.config import ImageRule
 from unclipped.images.decode import load_image
 from unclipped.images.preprocess import preprocess_image
