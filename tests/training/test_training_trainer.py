@@ -15,6 +15,7 @@ from training_support import RandomTokens, assert_equal_weights, small_language_
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.objectives.base import Objective
 from unclipped.objectives.language_model import LanguageModelObjective
+from unclipped.training.checkpoint import read_state
 from unclipped.training.config import OptimizerConfig, StageConfig
 from unclipped.training.optim import build_optimizer, build_scheduler
 from unclipped.training.trainer import UnclippedTrainer
@@ -123,6 +124,19 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(make_trainer: Make) ->
     trainer = make_trainer(stage, objective=Poisoned(small_language_model()), log_every_steps=6)
     with pytest.raises(UnclippedError, match="stage 'joint', step 3: loss is nan; samples of the batch: sample-8, sa"):
         trainer.train()
+
+
+def test_the_state_before_a_loss_that_is_not_finite_is_saved(make_trainer: Make) -> None:
+    stage = StageConfig(name="joint", train={"text": 1e-3}, steps=6, schedule="constant", batch_size=4)
+    poisoned = make_trainer(stage, objective=Poisoned(small_language_model()), log_every_steps=6)
+    with pytest.raises(UnclippedError, match=r"saved the state before this step: .*step-00000002") as caught:
+        poisoned.train()
+    saved = read_state(Path(str(caught.value).rsplit(": ", maxsplit=1)[1]))
+    two_steps = make_trainer(stage.model_copy(update={"steps": 2}))
+    two_steps.train()
+    expected = two_steps.objective.state_dict()
+    assert all(torch.equal(value, saved["objective"][name]) for name, value in expected.items())
+    assert all(torch.isfinite(value).all() for value in saved["window"]["sums"].values())
 
 
 def test_nothing_to_learn_is_an_error(make_trainer: Make) -> None:

@@ -153,7 +153,6 @@ class UnclippedTrainer(Trainer):
         share = 1.0 if counts else 1.0 / (self.current_gradient_accumulation_steps * processes)
         for name, value in {"loss": loss, **outputs["parts"]}.items():
             value = value.detach() * share
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._step_parts[name] = self._step_parts[name] + value if name in self._step_parts else value
         self.loss_is_scaled_for_ga = bool(counts)
         if counts and processes > 1:
@@ -171,14 +170,28 @@ class UnclippedTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if not self.stage.clip_per_module:
             return super()._clip_grad_norm(model)
-        norms = clip_each(parameters_by_module(self.objective), self.args.max_grad_norm)
-        for name, norm in norms.items():
-            self._module_norms[name] = self._module_norms[name] + norm if name in self._module_norms else norm
-        return joint_norm(norms)
+        self._step_norms = clip_each(parameters_by_module(self.objective), self.args.max_grad_norm)
+        return joint_norm(self._step_norms)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # Looking at a loss waits for the device, which costs nothing on the CPU only.
+        if self.args.device.type == "cpu":
+            self._stop_before_update(norm)
+        return norm
+
+    def _stop_before_update(self, norm: Any) -> None:
+        """Save the state before this step, and raise, when its loss or gradient is not finite on any process."""
+        step = self.state.global_step + 1
+        problem = self._not_finite(step, self._sample_ids, self._step_parts, norm)
+        if not any_rank(problem is not None, self.args.device):
+            return
+        saved = f"; saved the state before this step: {self.write_checkpoint()}" if step > 1 else ""
+        raise UnclippedError(
+            (problem or f"stage '{self.stage.name}', step {step}: loss or gradient of another process is not finite")
+            + saved
+        )
 
     @contextlib.contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
@@ -202,12 +215,14 @@ class UnclippedTrainer(Trainer):
         self.objective.after_step()
         self._window_steps += 1
         self._norm_sum = self._norm_sum + grad_norm
-        self._unchecked.append((step, self._sample_ids, self._step_parts, grad_norm))
-        self._step_parts = {}
-        # Looking at a loss waits for the device, which costs nothing on the CPU only.
-        if is_logged or is_last or self.args.device.type == "cpu":
-            self._check_finite()
+        for sums, values in ((self._sums, self._step_parts), (self._module_norms, self._step_norms)):
+            for name, value in values.items():
+                sums[name] = sums[name] + value if name in sums else value
+        if self.args.device.type != "cpu":  # there every step was looked at before its update
+            self._unchecked.append((step, self._sample_ids, self._step_parts, grad_norm))
+        self._step_parts, self._step_norms = {}, {}
         if is_logged or is_last:
+            self._check_finite()
             self._log(step)
         is_asked = self.stop.is_set
         if self.args.world_size > 1 and (is_logged or self.args.device.type == "cpu"):
@@ -226,20 +241,25 @@ class UnclippedTrainer(Trainer):
                 )
 
     def _check_finite(self) -> None:
-        for step, sample_ids, parts, norm in self._unchecked:
-            for what, value in (("loss", parts["loss"]), ("gradient norm", norm)):
-                if not math.isfinite(float(value)):
-                    names = [name for name, part in parts.items() if name != "loss" and not math.isfinite(float(part))]
-                    if names:
-                        what += f" (in {' and '.join(names)})"
-                    shown = ", ".join(sample_ids[:8]) + (
-                        f" and {len(sample_ids) - 8} more" if len(sample_ids) > 8 else ""
-                    )
-                    raise UnclippedError(
-                        f"stage '{self.stage.name}', step {step}: {what} is {float(value)}; samples of the batch: "
-                        f"{shown}. Lower the learning rate or lengthen the warm-up, or look at these samples"
-                    )
+        for row in self._unchecked:
+            if (problem := self._not_finite(*row)) is not None:
+                raise UnclippedError(problem)
         self._unchecked = []
+
+    def _not_finite(self, step: int, sample_ids: list[str], parts: dict[str, Tensor], norm: Any) -> str | None:
+        """What is wrong with the numbers of a step, and what to do; None when they are finite."""
+        for what, value in (("loss", parts["loss"]), ("gradient norm", norm)):
+            if math.isfinite(float(value)):
+                continue
+            names = [name for name, part in parts.items() if name != "loss" and not math.isfinite(float(part))]
+            if names:
+                what += f" (in {' and '.join(names)})"
+            shown = ", ".join(sample_ids[:8]) + (f" and {len(sample_ids) - 8} more" if len(sample_ids) > 8 else "")
+            return (
+                f"stage '{self.stage.name}', step {step}: {what} is {float(value)}; samples of the batch: "
+                f"{shown}. Lower the learning rate or lengthen the warm-up, or look at these samples"
+            )
+        return None
 
     def _start_window(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -250,6 +270,7 @@ class UnclippedTrainer(Trainer):
         self._window_started = time.perf_counter()
         self._waited = 0.0
         self._step_parts: dict[str, Tensor] = {}
+        self._step_norms: dict[str, Any] = {}
         self._unchecked: list[tuple[int, list[str], dict[str, Tensor], Any]] = []
         self._sample_ids: list[str] = []
 
