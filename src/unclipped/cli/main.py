@@ -14,6 +14,7 @@ from unclipped.cli import (
     compare_objectives,
     eval_encoder,
     evaluate,
+    prefill,
     pretrain,
     quickstart,
     recipes,
@@ -51,7 +52,7 @@ def _common(
         os.environ["UNCLIPPED_DEBUG"] = "1"
 
 
-for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, chat, recipes):
+for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, chat, prefill, recipes):
     command.register(app)
 
 
