@@ -147,7 +147,7 @@ class _Search:
         thresholds = sorted({max(threshold, floor) for threshold in (floor, *_THRESHOLDS)})
         points = [self.point(measured, threshold) for threshold in thresholds]
         points = self.refined(measured, points)
-        good = [point for point in points if self.holds(point)]
+        good = [point for point in [*points, *self.uniform(measured, alone)] if self.holds(point)]
         best = min(good, key=lambda point: (point["density"], point["kl"])) if good else None
         frontier = sorted(
             {str(point["choice"]): point for point in points}.values(), key=lambda point: point["density"]
@@ -223,6 +223,15 @@ class _Search:
                 **self.verify(pattern, str(pattern)),
             }
         return self.points[combination.choice]
+
+    def uniform(self, measured: Measured, alone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The candidates alone as combinations: one of them may be cheaper than what thresholds lead to."""
+        points = []
+        for number, row in enumerate(alone):
+            least = float(measured.mass[number].mean(axis=1).min())
+            choice = ((number,),) * len(measured.layers)
+            points.append({**row, "choice": choice, "least_mass": least, "least_mass_of_layer": least})
+        return points
 
     def refined(self, measured: Measured, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Halve the interval between the loosest threshold from which on KL holds and the one before it."""
