@@ -14,7 +14,7 @@ import pytest
 from unclipped.core.errors import UsageError
 from unclipped.data.generated.contact_sheet import contact_sheet
 from unclipped.data.generated.generator import GENERATORS, spelled
-from unclipped.data.generated.options import OPTIONS
+from unclipped.data.generated.options import OPTIONS, NeedleTask, equal_weights
 from unclipped.data.generated.registry import open_generated
 from unclipped.data.generated.vocabulary import is_held_out, split_of, split_of_whole
 from unclipped.data.sample import Sample
@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "charts": ("charts", {}),
     "charts_axis": ("charts", {"value_labels": False, "kinds": ["bar", "line"]}),
     "majority": ("majority", {}),
+    "needle": ("needle", {}),
 }
 IMAGES = [case for case in CASES if case != "majority"]
 
@@ -144,6 +145,7 @@ CEILINGS = {
     "compare": 0.15,
     "locate": 0.60,
     "majority": 0.20,
+    **dict.fromkeys(equal_weights(NeedleTask), 0.16),
 }
 
 
@@ -265,6 +267,8 @@ def test_contact_sheet_shows_images_and_texts() -> None:
         ("receipts", "train", {"digits": 5}, "digits: expected values from 1 to 4"),
         ("tables", "train", {"rows": 1}, "rows: expected values from 2 to 9"),
         ("tables", "val", {"word_length": 8}, "English words of that length"),
+        ("needle", "train", {"cells": [2, 6]}, "options.cells"),
+        ("needle", "train", {"size": [96, 96]}, "options.size 96×96 leaves"),
         ("majority", "train", {"classes": ["hat"]}, "options.classes"),
         ("majority", "train", {"classes": ["hat", "."]}, "other than a dot"),
         ("majority", "train", {"dots": [0.6, 0.2]}, "swap the two"),
