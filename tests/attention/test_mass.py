@@ -61,7 +61,7 @@ def test_kept_mass_is_that_of_the_definition(layout: Layout, text: str, seed: in
         assert mass.by_pair[:, index] == pytest.approx(wanted, abs=1e-6)
     assert mass.by_pair.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
     assert kept.density.mean() == pytest.approx(plan.density, abs=1e-9)
-    assert (kept.oracle.sum(axis=1).mean() >= kept.pattern.sum(axis=1).mean() - 1e-6), "no choice keeps more"
+    assert kept.oracle.sum(axis=1).mean() >= kept.pattern.sum(axis=1).mean() - 1e-6, "no choice keeps more"
 
 
 def test_a_full_pattern_keeps_everything() -> None:
@@ -108,9 +108,9 @@ def test_ruler_patterns_choose_as_many_blocks() -> None:
         kept = kept_mass(mass, own, KEY_HEADS)
         oracle = build_plan(Ruler(pattern, "oracle"), layout, **given)
         random = build_plan(Ruler(pattern, "random"), layout, **given)
-        assert np.array_equal(
-            np.broadcast_to(own.counts, oracle.counts.shape), oracle.counts
-        ), "as many for each query block"
+        assert np.array_equal(np.broadcast_to(own.counts, oracle.counts.shape), oracle.counts), (
+            "as many for each query block"
+        )
         assert np.array_equal(oracle.counts, random.counts)
         found = kept_mass(mass, oracle, KEY_HEADS)
         assert found.pattern == pytest.approx(kept.oracle, abs=1e-6)

@@ -17,8 +17,8 @@ from unclipped.attention.calibration import FIXED, Calibration
 from unclipped.attention.config import SparseConfig
 from unclipped.attention.detect import check_replaceable, key_heads_of, layouts_of_call
 from unclipped.attention.layout import Layout
-from unclipped.attention.pattern_file import is_pattern_file, read_pattern_file
 from unclipped.attention.parts import PerLayer, check_lists
+from unclipped.attention.pattern_file import is_pattern_file, read_pattern_file
 from unclipped.attention.patterns import Pattern
 from unclipped.attention.state import LayerRecord, Prompt, SparseState, enter_state, leave_state, wrong_length
 from unclipped.attention.syntax import parse_pattern
@@ -212,13 +212,14 @@ def sparse_prefill(
     """Prefill `model` under `pattern` from now on, or inside a `with` statement.
 
     pattern: one for all layers, or a sequence of one a layer (the same as `per_layer`); text is read by the pattern
-    syntax; a path that ends in .yaml is a pattern file. fallback: `auto` runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay
-    (short prompts, dense plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and
-    layers with a mask of their own (sliding windows), are always as in the model. key_block, query_block, backend: see
-    `build_plan` and `sparse_attention`; blocks are those of the pattern file, or 128 and 256, unless given. layouts: of each row of every batch to come, without padding; by default they
-    are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a CPU once and
-    kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other devices always
-    take.
+    syntax, and a path that ends in .yaml is a pattern file. fallback: `auto` runs dense, and says why in
+    `model.sparse_report()`, where sparse attention would not pay (short prompts, dense plans); `never` runs the pattern
+    at any length and raises where it cannot. Decode steps, and layers with a mask of their own (sliding windows), are
+    always as in the model. key_block, query_block, backend: see `build_plan` and `sparse_attention`; blocks are those
+    of the pattern file, or 128 and 256, unless given. layouts: of each row of every batch to come, without padding; by
+    default they are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a
+    CPU once and kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other
+    devices always take.
 
     Raises UsageError for a bad pattern, a model whose attention cannot be replaced, or one that is under sparse
     prefill already.

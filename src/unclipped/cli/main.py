@@ -52,7 +52,18 @@ def _common(
         os.environ["UNCLIPPED_DEBUG"] = "1"
 
 
-for command in (quickstart, assemble, pretrain, train, evaluate, eval_encoder, compare_objectives, chat, prefill, recipes):
+for command in (
+    quickstart,
+    assemble,
+    pretrain,
+    train,
+    evaluate,
+    eval_encoder,
+    compare_objectives,
+    chat,
+    prefill,
+    recipes,
+):
     command.register(app)
 
 

@@ -224,7 +224,9 @@ def _bounds(bounds: list[str]) -> dict[str, float]:
     return found
 
 
-def _run(where: str, settings: Any, schema: Any, overrides: Any, output: Path, resume: bool, threads: int | None) -> Any:
+def _run(
+    where: str, settings: Any, schema: Any, overrides: Any, output: Path, resume: bool, threads: int | None
+) -> Any:
     """The run folder, recorded, with the validated settings; threads pinned."""
     from contextlib import contextmanager
 

@@ -85,10 +85,9 @@ def heads_plot(values: Sequence[Sequence[float]], title: str, *, narrow: bool) -
                     Rectangle((head, layer), 0.94, 0.94, facecolor=ARM_COLOURS[0], alpha=max(0.0, min(1.0, value)))
                 )
         axes.set(xlim=(0, heads), ylim=(layers, 0), xlabel="query head", ylabel="layer")
-        step = max(1, layers // 8)
-        axes.set_yticks([place + 0.5 for place in range(0, layers, step)], range(0, layers, step))
-        step = max(1, heads // 8)
-        axes.set_xticks([place + 0.5 for place in range(0, heads, step)], range(0, heads, step))
+        for count, set_ticks in ((layers, axes.set_yticks), (heads, axes.set_xticks)):
+            shown = range(0, count, max(1, count // 8))
+            set_ticks([place + 0.5 for place in shown], [str(place) for place in shown])
         bare(axes)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)

@@ -38,7 +38,10 @@ def write_quality_report(path: Path, results: Mapping[str, Any]) -> Path:
             "head": ["pattern", *results["attention"]],
             "rows": [
                 ["all attention", *(f"{share:.3f}" for share in results["attention"].values())],
-                *([name, *(_share(pair["pattern"]) for pair in row["pairs"].values())] for name, row in patterns.items()),
+                *(
+                    [name, *(_share(pair["pattern"]) for pair in row["pairs"].values())]
+                    for name, row in patterns.items()
+                ),
             ],
         },
     ]
@@ -132,9 +135,15 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
             "figures": [],
             "head": ["candidate", "density", "KL", "top-1 agrees", "mass"],
             "rows": [
-                [row["pattern"], f"{row['density']:.3f}", f"{row['kl']:.4f}", f"{row['agreement']:.3f}",
-                 f"{row['mass']:.3f}"] for row in results["candidates"]
-            ],  # fmt: skip
+                [
+                    row["pattern"],
+                    f"{row['density']:.3f}",
+                    f"{row['kl']:.4f}",
+                    f"{row['agreement']:.3f}",
+                    f"{row['mass']:.3f}",
+                ]
+                for row in results["candidates"]
+            ],
         },
         {
             "title": "Chosen",
@@ -142,7 +151,8 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
             "figures": [],
             "head": ["place", "pattern", "recovered mass", "density"],
             "rows": [
-                [row["place"], row["pattern"], f"{row['mass']:.3f}", f"{row['density']:.3f}"] for row in chosen["places"]
+                [row["place"], row["pattern"], f"{row['mass']:.3f}", f"{row['density']:.3f}"]
+                for row in chosen["places"]
             ],
         },
     ]
@@ -155,7 +165,12 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
 
 
 def _frontier_row(row: Mapping[str, Any], has_rulers: bool) -> list[str]:
-    cells = [f"at least {row['least_mass']:.4g}", f"{row['density']:.3f}", f"{row['kl']:.4f}", f"{row['agreement']:.3f}"]
+    cells = [
+        f"at least {row['least_mass']:.4g}",
+        f"{row['density']:.3f}",
+        f"{row['kl']:.4f}",
+        f"{row['agreement']:.3f}",
+    ]
     cells.append(f"{row['mass']:.3f}")
     if has_rulers:
         cells += [f"{row[kind]['kl']:.4f}" for kind in ("oracle", "random")]

@@ -78,7 +78,9 @@ def test_divergence_is_that_of_the_definition() -> None:
 
 
 def test_quality_of_a_full_pattern_is_that_of_dense(folder: Path, tmp_path: Path) -> None:
-    found = measure_quality(quality_config(folder, "full", "topk(2)", "random(2)"), tmp_path, device="cpu", console=QUIET)
+    found = measure_quality(
+        quality_config(folder, "full", "topk(2)", "random(2)"), tmp_path, device="cpu", console=QUIET
+    )
     full, chosen = found["patterns"]["full"], found["patterns"]["topk(2)"]
     assert full["kl"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert full["agreement"]["value"] == 1.0
@@ -96,9 +98,7 @@ def test_quality_of_a_full_pattern_is_that_of_dense(folder: Path, tmp_path: Path
     assert json.loads((tmp_path / "results.json").read_text()) == found
 
 
-def test_an_interrupted_measurement_goes_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_measurement_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = quality_config(folder, "topk(2)", score=False)
     whole = measure_quality(config, tmp_path / "whole", device="cpu", console=QUIET)
     measure, done = quality_module.prompt_mass, []

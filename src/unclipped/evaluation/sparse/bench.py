@@ -45,7 +45,7 @@ class _Arm:
     pattern: Pattern
 
     @property
-    def blocks(self) -> dict[str, int]:
+    def blocks(self) -> dict[str, Any]:
         return {"key_block": self.config.key_block, "query_block": self.config.query_block}
 
 
@@ -234,7 +234,7 @@ def measure_prefill(
 
 
 def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Fitted exponents of attention and prefill time over tokens, dense and for each pattern; null below two lengths."""
+    """Fitted exponents of attention and prefill time over tokens, of each side; null below two lengths."""
     lengths = [row["tokens"] for row in rows]
 
     def fit(of: Callable[[Mapping[str, Any]], float]) -> float | None:
@@ -249,12 +249,12 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
     for name in rows[0]["patterns"]:
         found[name] = {
             "kernel": fit(
-                lambda row, name=name: row["patterns"][name]["kernel"]["plan_seconds"]["median"]
-                + row["patterns"][name]["kernel"]["attention_seconds"]["median"]
+                lambda row, name=name: (
+                    row["patterns"][name]["kernel"]["plan_seconds"]["median"]
+                    + row["patterns"][name]["kernel"]["attention_seconds"]["median"]
+                )
             ),
-            "prefill": fit(
-                lambda row, name=name: row["patterns"][name]["prefill"]["parts"]["prefill"]["median"]
-            ),  # fmt: skip
+            "prefill": fit(lambda row, name=name: row["patterns"][name]["prefill"]["parts"]["prefill"]["median"]),
         }
     return found
 

@@ -209,4 +209,3 @@ def print_quality(results: Mapping[str, Any], console: Console) -> None:
 def interval(row: Mapping[str, float], digits: int) -> str:
     """A figure with its interval as shown in tables."""
     return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -125,7 +125,9 @@ class _Search:
         self.source = open_task(config.task)
         total = self.source.length or 0
         if total < 2:
-            raise UsageError(f"search: {self.source.name} has {total} prompt; 2 are needed, one to choose, one to verify")
+            raise UsageError(
+                f"search: {self.source.name} has {total} prompt; 2 are needed, one to choose, one to verify"
+            )
         self.choosing, self.verifying = list(range(0, total, 2)), list(range(1, total, 2))
         identity = self.engine.fingerprint()
         self.masses = MeasuredRows(output / "masses.jsonl", identity, resume=resume)
@@ -207,7 +209,11 @@ class _Search:
     def alone(self, measured: Measured, number: int) -> dict[str, Any]:
         """A candidate in all layers."""
         pattern = self.candidates[number]
-        return {"pattern": str(pattern), **self.verify(pattern, str(pattern)), "mass": float(measured.mass[number].mean())}
+        return {
+            "pattern": str(pattern),
+            **self.verify(pattern, str(pattern)),
+            "mass": float(measured.mass[number].mean()),
+        }
 
     def point(self, measured: Measured, threshold: float) -> dict[str, Any]:
         """The combination of a threshold, verified; equal combinations are measured once."""
@@ -262,7 +268,8 @@ class _Search:
         """Oracle and random selection of as many blocks as the combination has."""
         combination = Combination(point["least_mass"], point["choice"])
         pattern = pattern_for(combination, measured, self.depth)
-        for kind, masses in (("oracle", measured.oracle), ("random", measured.random)):
+        rulers: dict[Literal["oracle", "random"], np.ndarray] = {"oracle": measured.oracle, "random": measured.random}
+        for kind, masses in rulers.items():
             ruler = Ruler(pattern, kind, seed=self.config.seed if kind == "random" else 0)
             name = f"{ruler} (seed {self.config.seed})" if kind == "random" else str(ruler)
             mass = float(of_combination(masses, combination).mean())
@@ -349,7 +356,7 @@ class _Search:
 
 
 def read_candidates(texts: Sequence[str]) -> tuple[Pattern, ...]:
-    """The candidates, `full` behind them. Raises UsageError for text that is no pattern or varies from layer to layer."""
+    """The candidates, `full` behind them. Raises UsageError for what is no pattern, or a list of them."""
     candidates = [parse_pattern(text) for text in texts]
     for candidate in candidates:
         if any(isinstance(inner, (PerLayer, PerHead)) for inner in candidate.walk()):

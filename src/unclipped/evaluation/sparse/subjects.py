@@ -111,7 +111,8 @@ def _random_decoder(config: BenchConfig) -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(config.seed)
-    return Qwen3ForCausalLM(settings).to(_DTYPES.get(config.dtype, torch.bfloat16))
+    model: Any = Qwen3ForCausalLM(settings)
+    return model.to(_DTYPES.get(config.dtype, torch.bfloat16))
 
 
 def _decoder(model: Any, device: torch.device, config: BenchConfig) -> Subject:
