@@ -58,7 +58,7 @@ def test_chat_says_what_the_prefill_did(folder: Path, tmp_path: Path) -> None:
     auto = SparseConfig(pattern="sink(4)")
     chat(folder, [tmp_path / "a.png"], "what?", Console(file=out, width=200), max_new_tokens=4, sparse=auto)
     assert "0 of 2 layers sparse, density 1.00; dense because" in out.getvalue()
-    assert "tokens are fewer than 4096" in out.getvalue()
+    assert "tokens are fewer than 1024" in out.getvalue()
 
 
 def test_evaluation_keeps_what_the_prefill_did(folder: Path, tmp_path: Path) -> None:
