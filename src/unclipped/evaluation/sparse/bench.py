@@ -31,7 +31,7 @@ from unclipped.evaluation.sparse.memory import peak_bytes
 from unclipped.evaluation.sparse.quality import pattern_of
 from unclipped.evaluation.sparse.rows import MeasuredRows
 from unclipped.evaluation.sparse.scaling import amdahl, attention_share, exponent
-from unclipped.evaluation.sparse.subjects import Input, Subject, layer_states, open_subject, timed
+from unclipped.evaluation.sparse.subjects import Input, Subject, check_positions, layer_states, open_subject, timed
 
 RESULTS_FILE = "results.json"
 PARTS = ("decode", "encoder", "connector", "prefill", "first step")
@@ -58,6 +58,7 @@ def measure_speed(
     """
     output, console = Path(output), console or default_console()
     subject = open_subject(config)
+    check_positions(subject.model, max(config.tokens))
     arms = [_Arm(arm, pattern_of(arm, subject.model)[0]) for arm in config.patterns]
     machine = {
         "device": processor_name() if subject.device.type == "cpu" else torch.cuda.get_device_name(subject.device),
@@ -271,7 +272,7 @@ def print_speed(results: Mapping[str, Any], console: Console) -> None:
         table.add_column("tokens", justify="right")
         table.add_column("pattern", overflow="fold")
         for name in ("density", "dense s", "sparse s", "speed-up", "efficiency", "at most", "peak MiB (dense)"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=name == "speed-up")
         for row in results["lengths"]:
             for name, found in row["patterns"].items():
                 table.add_row(f"{row['tokens']:,}", name, *_speed_cells(row, found, part))

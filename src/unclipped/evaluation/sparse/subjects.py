@@ -122,7 +122,7 @@ def _decoder(model: Any, device: torch.device, config: BenchConfig) -> Subject:
 
 def _random_prompt(model: Any, tokens: int, seed: int) -> Input:
     """Random ids; all but 64 before and 64 behind (or a quarter of a short prompt) count as one image."""
-    _check_positions(model, tokens)
+    check_positions(model, tokens)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (1, tokens), generator=generator)
     text = min(_TEXT, tokens // 8)
@@ -134,7 +134,8 @@ def _random_prompt(model: Any, tokens: int, seed: int) -> Input:
     return Input({"input_ids": ids.to(device)}, layout, {}, rows * columns)
 
 
-def _check_positions(model: Any, tokens: int) -> None:
+def check_positions(model: Any, tokens: int) -> None:
+    """Raise UsageError when the model has fewer positions than a prompt has tokens."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and tokens > most:
         raise UsageError(f"tokens: a prompt of {tokens} tokens is longer than the model's {most} positions; time fewer")
@@ -160,7 +161,7 @@ def _with_image(engine: Engine, tokens: int, seed: int) -> Input:
         prompt, decode_seconds = timed(lambda: engine.encode(sample), device)
     finally:
         processor.image_processor.max_tokens = before
-    _check_positions(model, len(prompt.input_ids) + 1)
+    check_positions(model, len(prompt.input_ids) + 1)
     assert prompt.pixel_values is not None
     assert prompt.image_grid_thw is not None
     pixels, grid = prompt.pixel_values.to(device, model.dtype), prompt.image_grid_thw.to(device)
