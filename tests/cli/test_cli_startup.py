@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-COMMANDS = ["quickstart", "assemble", "pretrain", "train", "eval", "eval-encoder", "data", "chat", "recipes"]
+COMMANDS = [
+    "quickstart", "import-encoder", "assemble", "pretrain", "train", "eval", "eval-encoder", "compare-objectives",
+    "data", "chat", "prefill", "recipes",
+]  # fmt: skip
 
 
 def run(*arguments: str, module: str = "unclipped") -> subprocess.CompletedProcess[str]:
@@ -43,8 +46,16 @@ def test_every_command_has_help_with_examples() -> None:
         assert command in listing
         text = run(command, "--help").stdout
         assert "Examples" in text, command
-        assert "--output" in text or command in {"chat", "recipes"}
+        assert "--output" in text or command in {"chat", "prefill", "recipes"}
     assert "Examples" in run("data", "stats", "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["quality", "bench", "search"])
+def test_every_measure_of_sparse_prefill_has_help_with_examples(command: str) -> None:
+    text = run("prefill", command, "--help").stdout
+    assert "Examples" in text
+    assert f"unclipped prefill {command}" in text
+    assert "--output" in text
 
 
 @pytest.mark.parametrize(

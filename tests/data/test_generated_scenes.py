@@ -28,6 +28,8 @@ SCENES: list[tuple[str, dict[str, Any]]] = [
     ("tables", {"words": "syllables", "rows": [2, 7], "columns": [2, 5], "size": [128, 224]}),
     ("charts", {}),
     ("charts", {"value_labels": False, "kinds": ["bar", "line"], "digits": [1, 3]}),
+    ("needle", {}),
+    ("needle", {"size": [192, 512], "cells": [6, 8]}),
 ]
 
 
@@ -299,3 +301,18 @@ def test_drawing_imports_neither_torch_nor_matplotlib() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_needle_is_the_only_number_and_stands_where_its_category_says() -> None:
+    source = open_generated("needle", "test", {"cells": [9, 6]}, seed=3)
+    seen = set()
+    for i in range(60):
+        sample = source[i]
+        (needle,) = objects(sample, what="number")
+        assert needle["string"] == sample.answer
+        assert len(objects(sample, what="word")) == 9 * 6 - 1
+        vertical, horizontal = str(sample.category).split()
+        assert (needle["row"] - 1) // 3 == ["top", "middle", "bottom"].index(vertical)
+        assert (needle["column"] - 1) // 2 == ["left", "middle", "right"].index(horizontal)
+        seen.add((needle["row"], needle["column"]))
+    assert len(seen) > 20

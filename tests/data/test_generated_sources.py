@@ -15,7 +15,7 @@ import pytest
 from unclipped.core.errors import UsageError
 from unclipped.data.generated.contact_sheet import contact_sheet
 from unclipped.data.generated.generator import GENERATORS, spelled
-from unclipped.data.generated.options import OPTIONS
+from unclipped.data.generated.options import OPTIONS, NeedleTask, equal_weights
 from unclipped.data.generated.registry import open_generated
 from unclipped.data.generated.vocabulary import is_held_out, split_of, split_of_whole
 from unclipped.data.sample import Sample
@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"scenes": {"shapes": 1, "characters": 1, "receipts": 1, "tables": 1, "charts": 1}, "characters": LINES},
     ),
     "majority": ("majority", {}),
+    "needle": ("needle", {}),
 }
 IMAGES = [case for case in CASES if case != "majority"]
 
@@ -155,6 +156,7 @@ CEILINGS = {
     "majority": 0.20,
     # captions, by the kind of scene
     **dict.fromkeys(("shapes", "characters", "receipts", "tables", "charts"), 0.05),
+    **dict.fromkeys(equal_weights(NeedleTask), 0.16),
 }
 
 
@@ -276,6 +278,8 @@ def test_contact_sheet_shows_images_and_texts() -> None:
         ("receipts", "train", {"digits": 5}, "digits: expected values from 1 to 4"),
         ("tables", "train", {"rows": 1}, "rows: expected values from 2 to 9"),
         ("tables", "val", {"word_length": 8}, "English words of that length"),
+        ("needle", "train", {"cells": [2, 6]}, "options.cells"),
+        ("needle", "train", {"size": [96, 96]}, "options.size 96×96 leaves"),
         ("majority", "train", {"classes": ["hat"]}, "options.classes"),
         ("majority", "train", {"classes": ["hat", "."]}, "other than a dot"),
         ("majority", "train", {"dots": [0.6, 0.2]}, "swap the two"),

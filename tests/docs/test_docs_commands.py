@@ -66,6 +66,18 @@ RUN: dict[str, list[str]] = {
     'unclipped eval quickstart/model --data generated:characters --limit 20 --sparse "sink(128) + window(512)" '
     "--output runs/sparse-eval": [*EVAL, *FEW_TOKENS, "--limit", "4"],
     "unclipped import-encoder my-weights.pth --attention-heads 4 --output my-imported-vit": [],
+    'unclipped prefill quality quickstart/model --data generated:characters --limit 40 --pattern "topk(2)" '
+    '--pattern "sink(8) + window(16)" --key-block 4 --query-block 8 --output runs/quality': [
+        "bootstrap_samples=100", *FEW_TOKENS, "--limit", "3",
+    ],
+    'unclipped prefill search quickstart/model --data generated:characters --limit 8 --bound kl=0.05 --candidate "topk(1)" '
+    '--candidate "topk(4)" --candidate "sink(8) + window(16)" --key-block 4 --query-block 8 --output runs/search': [
+        "--limit", "2", "--bound", "kl=5",
+    ],
+    "unclipped eval quickstart/model --data generated:characters --limit 20 --sparse runs/search/pattern.yaml "
+    "--output runs/searched-eval": [*EVAL, *FEW_TOKENS, "--limit", "4"],
+    'unclipped prefill bench 0.6b --layers 1 --tokens 1024,2048 --pattern "topk(2)" --threads 1 --repeats 3 '
+    "--output runs/bench": ["--tokens", "64,128", "--repeats", "1", "--key-block", "8", "--query-block", "16"],
     "unclipped eval-encoder my-vit --data my-photos --output runs/my-vit-probes": PROBES,
     "unclipped eval-encoder my-vit --data my-photos fine_tuning.steps=500 --output runs/my-vit-fine-tuned": [
         *PROBES, "fine_tuning.steps=2", "fine_tuning.learning_rates=[1e-3]",

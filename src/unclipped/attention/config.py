@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from unclipped.attention.pattern_file import is_pattern_file, read_pattern_file
 from unclipped.core.config import FrozenConfig
 
 
@@ -13,7 +14,8 @@ class SparseConfig(FrozenConfig):
     """Sparse prefill, as `unclipped.sparse_prefill` takes it."""
 
     pattern: str | tuple[str, ...] = Field(min_length=1)
-    """A pattern such as `global_text + sink(128) + topk(16)`, or a list of one for each layer."""
+    """A pattern such as `global_text + sink(128) + topk(16)`, a list of one for each layer, or a pattern file
+    (`pattern.yaml`), whose pattern and blocks take its place."""
     fallback: Literal["auto", "never"] = "auto"
     """`auto`: dense where sparse does not pay (short prompts, dense plans). `never`: the pattern at any length."""
     calibration: Literal["measured", "fixed"] = "measured"
@@ -22,6 +24,18 @@ class SparseConfig(FrozenConfig):
     """Keys in a block; listed blocks are attended to whole."""
     query_block: PositiveInt = 256
     """Queries that share a list of key blocks; a multiple of `key_block`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        """A file is read at once, so that a recorded recipe holds the pattern itself."""
+        if not isinstance(data, dict) or not isinstance(data.get("pattern"), str):
+            return data
+        if not is_pattern_file(data["pattern"]):
+            return data
+        held = read_pattern_file(data["pattern"])
+        blocks = {"key_block": held.key_block, "query_block": held.query_block}
+        return {**blocks, **data, "pattern": held.pattern}
 
     @model_validator(mode="after")
     def _blocks_divide(self) -> SparseConfig:

@@ -18,6 +18,7 @@ from unclipped.attention.config import SparseConfig
 from unclipped.attention.detect import check_replaceable, key_heads_of, layouts_of_call
 from unclipped.attention.layout import Layout
 from unclipped.attention.parts import PerLayer, check_lists
+from unclipped.attention.pattern_file import is_pattern_file, read_pattern_file
 from unclipped.attention.patterns import Pattern
 from unclipped.attention.state import LayerRecord, Prompt, SparseState, enter_state, leave_state, wrong_length
 from unclipped.attention.syntax import parse_pattern
@@ -202,8 +203,8 @@ def sparse_prefill(
     pattern: str | Pattern | Sequence[str | Pattern],
     *,
     fallback: Literal["auto", "never"] = "auto",
-    key_block: int = 128,
-    query_block: int = 256,
+    key_block: int | None = None,
+    query_block: int | None = None,
     backend: Literal["gather", "flex", "reference"] | None = None,
     layouts: Sequence[Layout] | None = None,
     calibration: Calibration | Literal["measured", "fixed"] = "measured",
@@ -211,13 +212,14 @@ def sparse_prefill(
     """Prefill `model` under `pattern` from now on, or inside a `with` statement.
 
     pattern: one for all layers, or a sequence of one a layer (the same as `per_layer`); text is read by the pattern
-    syntax. fallback: `auto` runs dense, and says why in `model.sparse_report()`, where sparse attention would not pay
-    (short prompts, dense plans); `never` runs the pattern at any length and raises where it cannot. Decode steps, and
-    layers with a mask of their own (sliding windows), are always as in the model. key_block, query_block, backend: see
-    `build_plan` and `sparse_attention`. layouts: of each row of every batch to come, without padding; by default they
-    are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a CPU once and
-    kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other devices always
-    take.
+    syntax, and a path that ends in .yaml is a pattern file. fallback: `auto` runs dense, and says why in
+    `model.sparse_report()`, where sparse attention would not pay (short prompts, dense plans); `never` runs the pattern
+    at any length and raises where it cannot. Decode steps, and layers with a mask of their own (sliding windows), are
+    always as in the model. key_block, query_block, backend: see `build_plan` and `sparse_attention`; blocks are those
+    of the pattern file, or 128 and 256, unless given. layouts: of each row of every batch to come, without padding; by
+    default they are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a
+    CPU once and kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other
+    devices always take.
 
     Raises UsageError for a bad pattern, a model whose attention cannot be replaced, or one that is under sparse
     prefill already.
@@ -231,12 +233,22 @@ def sparse_prefill(
     if isinstance(calibration, str) and calibration not in ("measured", "fixed"):
         raise UsageError(f"calibration: expected 'measured', 'fixed' or a Calibration, found '{calibration}'")
     rule = None if calibration == "measured" else FIXED if isinstance(calibration, str) else calibration
+    if isinstance(pattern, str) and is_pattern_file(pattern):
+        held = read_pattern_file(pattern)
+        pattern = held.pattern
+        key_block = held.key_block if key_block is None else key_block
+        query_block = held.query_block if query_block is None else query_block
     decoder = decoder_of(model)
     depth = int(decoder.config.num_hidden_layers)
     chosen = read_patterns(pattern, depth)
     check_lists(chosen, layers=depth, key_heads=key_heads_of(decoder.config))
     state = SparseState(
-        chosen, fallback, key_block=key_block, query_block=query_block, backend=backend, calibration=rule
+        chosen,
+        fallback,
+        key_block=128 if key_block is None else key_block,
+        query_block=256 if query_block is None else query_block,
+        backend=backend,
+        calibration=rule,
     )
     return SparsePrefill(model, state, layouts)
 

@@ -65,7 +65,7 @@ def evaluate(
             raise UsageError(f"recipe {recipe}: field 'evaluation': expected a mapping, found {type(section).__name__}")
     else:
         source = {"source": data, "split": split}
-        task = {"name": _task_name(data), "source": source, "scorer": scorer}
+        task = {"name": task_name(data), "source": source, "scorer": scorer}
         section = {"tasks": [task | {"max_new_tokens": max_new_tokens, "limit": limit}], "batch_size": batch_size}
     if blind:
         section["blind"] = True
@@ -81,7 +81,7 @@ def evaluate(
         evaluate_model(str(model), config, output, resume=resume)
 
 
-def _task_name(data: str) -> str:
+def task_name(data: str) -> str:
     """The name of the file, folder or generated task, with letters that a task's name may have."""
     stem = Path(data.removeprefix("generated:")).absolute().stem
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).strip("_.+-") or "data"

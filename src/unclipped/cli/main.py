@@ -16,6 +16,7 @@ from unclipped.cli import (
     eval_encoder,
     evaluate,
     import_encoder,
+    prefill,
     pretrain,
     quickstart,
     recipes,
@@ -64,6 +65,7 @@ for command in (
     compare_objectives,
     data,
     chat,
+    prefill,
     recipes,
 ):
     command.register(app)

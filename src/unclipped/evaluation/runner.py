@@ -43,7 +43,8 @@ class EvaluationResult:
         return arms
 
 
-def _default_console() -> Console:
+def default_console() -> Console:
+    """The terminal, or a log of 120 columns."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120  # a log has no width of its own; the usual 80 columns would break tables
@@ -69,7 +70,7 @@ def evaluate(
     without gold answer, UsageError for a folder with predictions of something else.
     """
     config = config or EvaluationConfig()
-    console = console or _default_console()
+    console = console or default_console()
     images = "removed" if blind else images
     source = open_task(task)
     asked = task.model_dump(include=set(_ASKED), mode="json")
@@ -136,7 +137,7 @@ def evaluate_model(
 
     if not config.tasks:
         raise UsageError("evaluation: no tasks; name at least one under evaluation.tasks")
-    console = console or _default_console()
+    console = console or default_console()
     engine = model if isinstance(model, Engine) else Engine(model, device=device, sparse=config.sparse)
     output = Path(output)
     model_results: dict[str, TaskResult] = {}
@@ -196,7 +197,7 @@ def rescore(
     output: the folder of an evaluation, or of one task. scorer: a rule in place of the one that the task named.
     Raises DataError when there are no predictions.
     """
-    output, console = Path(output), console or _default_console()
+    output, console = Path(output), console or default_console()
     folders = sorted(path.parent for path in output.rglob(TASK_FILE))
     if not folders:
         raise DataError(f"{output}: no predictions below this folder (expected {TASK_FILE} beside predictions.jsonl)")

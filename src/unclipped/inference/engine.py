@@ -79,7 +79,7 @@ class Engine:
         if not ends:
             raise UsageError("Engine: neither the model nor its tokenizer names an end token; set eos_token")
         self.end_ids = {int(token) for token in ends}
-        self._suppressed = sorted({model.config.image_token_id, *_as_list(settings.suppress_tokens)} - {None})
+        self.suppressed_ids = sorted({model.config.image_token_id, *_as_list(settings.suppress_tokens)} - {None})
 
     def encode(self, request: Request, name: str = "request") -> Example:
         """A request as a prompt: ids up to where the answer begins, and its images' patches."""
@@ -178,7 +178,7 @@ class Engine:
             inputs,
             max_new_tokens=self._room(prompts, max_new_tokens),
             end_ids=torch.tensor(sorted(self.end_ids), device=self.device),
-            suppressed_ids=torch.tensor(self._suppressed, device=self.device, dtype=torch.int64),
+            suppressed_ids=torch.tensor(self.suppressed_ids, device=self.device, dtype=torch.int64),
         )
 
     def _batch(self, prompts: Sequence[Example], max_new_tokens: int) -> list[list[int]]:

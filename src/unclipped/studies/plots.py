@@ -24,7 +24,7 @@ ARM_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--rule)"} | {
     colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -40,7 +40,7 @@ _STYLE: dict[Any, Any] = {
 _POINTS_A_CURVE = 300
 
 
-def _svg(figure: Figure, salt: str, description: str) -> str:
+def svg(figure: Figure, salt: str, description: str) -> str:
     """The figure as an `<svg>` element with a text alternative; `salt` keeps the ids of several figures apart."""
     from matplotlib import rc_context
 
@@ -64,7 +64,7 @@ def _svg(figure: Figure, salt: str, description: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(length=0)
@@ -108,7 +108,7 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
     from matplotlib import rc_context, ticker
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.3) if narrow else (8.2, 3.5), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
@@ -155,7 +155,7 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
         axes.grid(axis="y", linewidth=0.6)
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(4 if narrow else 8, integer=True))
-        _bare(axes)
+        bare(axes)
         figure.legend(
             *axes.get_legend_handles_labels(),
             loc="outside upper left",
@@ -164,7 +164,7 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping
             fontsize=9,
         )
         size = "narrow" if narrow else "wide"
-        return _svg(
+        return svg(
             figure, f"loss-{size}", f"Training loss against step for {', '.join(labels.get(a, a) for a in curves)}"
         )
 
@@ -175,7 +175,7 @@ def line_plot(plot: LinePlot, *, narrow: bool) -> str:
     from matplotlib import rc_context, ticker
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.6) if narrow else (8.2, 2.6), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
@@ -205,12 +205,12 @@ def line_plot(plot: LinePlot, *, narrow: bool) -> str:
         axes.grid(axis="y", linewidth=0.6)
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(4 if narrow else 8, integer=True))
-        _bare(axes)
+        bare(axes)
         if len(plot.lines) > 1:
             handles, names = axes.get_legend_handles_labels()
             figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else 4, frameon=False, fontsize=9)
         salt = f"{re.sub(r'[^a-z]+', '-', plot.title.lower())}-{'narrow' if narrow else 'wide'}"
-        return _svg(figure, salt, f"{plot.title}: {', '.join(plot.lines)} against step")
+        return svg(figure, salt, f"{plot.title}: {', '.join(plot.lines)} against step")
 
 
 def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bool) -> str:
@@ -218,7 +218,7 @@ def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bo
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.4 if narrow else 8.2, 0.7 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows.values()):
@@ -233,10 +233,10 @@ def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bo
         axes.set_xlim(0, min(1.08, 1.15 * max((row["high"] for row in rows.values()), default=1.0)) or 1.0)
         axes.grid(axis="x", linewidth=0.6)
         axes.set_axisbelow(True)
-        _bare(axes)
+        bare(axes)
         axes.spines["bottom"].set_visible(False)
         salt = f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{'narrow' if narrow else 'wide'}"
-        return _svg(figure, salt, f"{title}: a point with its interval for {', '.join(rows)}")
+        return svg(figure, salt, f"{title}: a point with its interval for {', '.join(rows)}")
 
 
 def bar_plot(
@@ -258,7 +258,7 @@ def bar_plot(
     categories = list(dict.fromkeys(name for rows in arms.values() for name, row in rows.items() if metric in row))
     thickness = 0.8 / len(arms)
     height = 0.75 + len(categories) * (0.16 + 0.19 * len(arms))
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
         axes = figure.subplots()
         largest = 0.0
@@ -293,7 +293,7 @@ def bar_plot(
         axes.set_xlabel(f"{metric.replace('_', ' ')}{' (%)' if as_percent else ''}")
         axes.grid(axis="x", linewidth=0.6)
         axes.set_axisbelow(True)
-        _bare(axes)
+        bare(axes)
         axes.spines["bottom"].set_visible(False)
         if len(arms) > 1:
             figure.legend(
@@ -305,4 +305,4 @@ def bar_plot(
             )
         size = "narrow" if narrow else "wide"
         title = f"{metric.replace('_', ' ')} per category with intervals; the same figures stand in the table"
-        return _svg(figure, f"bars-{metric}-{size}", title)
+        return svg(figure, f"bars-{metric}-{size}", title)

@@ -297,6 +297,22 @@ class CaptionsOptions(FrozenConfig):
         return type(own).model_validate({**own.model_dump(exclude_unset=True), "size": self.size})
 
 
+NeedleTask = Literal[
+    "top left", "top middle", "top right", "middle left", "middle middle", "middle right", "bottom left",
+    "bottom middle", "bottom right",
+]  # fmt: skip
+
+
+class NeedleOptions(DocumentOptions):
+    """A page tiled with words in which one cell holds a number; categories are the ninths of the page it stands in."""
+
+    size: Size = (384, 384)
+    tasks: dict[NeedleTask, Weight] = equal_weights(NeedleTask)
+    """Weight of each ninth of the page: where the number stands."""
+    cells: tuple[Annotated[int, Field(ge=3, le=256)], Annotated[int, Field(ge=3, le=256)]] = (12, 6)
+    """Rows and columns of cells."""
+
+
 class MajorityOptions(FrozenConfig):
     """Text only: class words and dots in a row; the answer is the most frequent word, and one alone is that.
 
@@ -337,6 +353,7 @@ OPTIONS: dict[str, type[FrozenConfig]] = {
     "charts": ChartsOptions,
     "captions": CaptionsOptions,
     "majority": MajorityOptions,
+    "needle": NeedleOptions,
 }
 
 

@@ -105,6 +105,10 @@ PHRASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "where is the {shape}?",
         ("In which part of the image is the {shape}?", "Where is the {shape}?", "Where do you see the {shape}?"),
     ),
+    "needle.number": (
+        "number?",
+        ("What is the number on this page?", "Which number stands among the words?", "Find the number and read it."),
+    ),
     "receipts.price": (
         "price of {name}?",
         ("What does the {name} cost?", "How much is the {name}?", "Read the price of the {name}."),

@@ -12,6 +12,7 @@ from unclipped.data.generated import (  # noqa: F401  (importing a generator reg
     characters,
     charts,
     majority,
+    needle,
     receipts,
     shapes,
     tables,
