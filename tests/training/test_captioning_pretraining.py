@@ -6,9 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 import torch
 from captioning_worker import config
 from pair_support import COLOURS, VIT, write_pairs
-from safetensors.torch import load_file
+from torchrun_support import rows, two_processes, weights
 
 from support.tiny_models import tiny_lm
 from unclipped.core.errors import CheckpointError, DataError, UsageError
@@ -39,14 +36,6 @@ WRAPPERS = {"alone": "CaptioningObjective", "ddp": "DistributedDataParallel", "f
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"))
-
-
-def rows(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model" / "model.safetensors")
 
 
 def test_which_captions_are_predicted_at_once_depends_on_the_seed_and_the_draw_alone(colours: Path) -> None:
@@ -165,18 +154,7 @@ def runs(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, options in SETTINGS.items()
         for parallel in ("ddp", "fsdp2")
     ]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    done = subprocess.run(
-        [*torchrun, str(WORKER), json.dumps(wanted), str(colours), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    two_processes(WORKER, wanted, colours, folder)
     return folder
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ import pytest
 import torch
 from pair_support import VIT
 from pretraining_worker import koleo_in_shares, prepare, run
-from safetensors.torch import load_file
+from torchrun_support import rows, two_processes, weights
 
 WORKER = Path(__file__).with_name("pretraining_worker.py")
 DINOV2 = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {"model_type": "dinov2"}
@@ -64,30 +60,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sharded = parallel_run("sinkhorn", "fsdp2")
     wanted += [sharded | {"name": name, "crash_after": 5} for name in ("resumed", "resumed-alone")]
     wanted += [sharded | {"name": "resumed", "resume": True}]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    done = subprocess.run(
-        [*torchrun, str(WORKER), json.dumps(wanted), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    two_processes(WORKER, wanted, folder)
     with koleo_in_shares(2):  # the checkpoint is whole: one process may go on with what two have begun
         run(folder, sharded | {"name": "resumed-alone", "resume": True})
     torch.set_num_threads(before)
     return folder
-
-
-def rows(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model" / "model.safetensors")
 
 
 def assert_same_course(one: Path, other: Path) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from distributed_worker import train
-from safetensors.torch import load_file
+from torchrun_support import rows, two_processes, weights
 
 from unclipped.objectives.answer import AnswerObjective
 
@@ -41,27 +36,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     crashing = SETTINGS["muon"] | {"parallel": "fsdp2", "name": "resumed"}
     wanted += [crashing | {"crash_after": 5}, crashing | {"resume": True}]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    done = subprocess.run(
-        [*torchrun, str(WORKER), json.dumps(wanted), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    two_processes(WORKER, wanted, folder)
     return folder
-
-
-def rows(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
