@@ -164,6 +164,10 @@ def search(
     bound: list[str] = typer.Option(["kl=0.05"], help="kl=NATS, mass=SHARE; may be given again."),
     density: float = typer.Option(1.0, help="Largest mean density allowed."),
     candidate: list[str] = typer.Option(None, help="A pattern to choose from; may be given again."),
+    scorer: str = typer.Option("exact_match", help="Scorer of the answers, for --score."),
+    max_new_tokens: int = typer.Option(32, help="Longest answer in tokens, for --score."),
+    score: bool = typer.Option(False, "--score", help="Also answer the questions at every point of the frontier."),
+    batch_size: int = typer.Option(8, help="Questions a batch, for --score."),
     per_head: bool = typer.Option(False, "--per-head", help="Choose for each key head as well."),
     rulers: bool = typer.Option(True, "--rulers/--no-rulers", help="Measure random and oracle selection as well."),
     key_block: int = _KEY_BLOCK,
@@ -175,8 +179,10 @@ def search(
     """Search a pattern (see SEARCH)."""
     from unclipped.evaluation.sparse.config import SearchConfig
 
+    task = {"scorer": scorer, "max_new_tokens": max_new_tokens, **_task(data, split, limit)}
     settings: dict[str, Any] = {
-        "model": model, "task": _task(data, split, limit), "density": density, "per_head": per_head, "rulers": rulers,
+        "model": model, "task": task, "density": density, "per_head": per_head, "rulers": rulers,
+        "score": score, "batch_size": batch_size,
         **_bounds(bound), **_blocks(key_block, query_block),
     }  # fmt: skip
     if candidate:

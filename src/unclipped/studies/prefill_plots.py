@@ -8,6 +8,7 @@ from typing import Any
 
 from unclipped.studies.plots import ARM_COLOURS, ARM_LINES, FAINT, STYLE, bare, svg
 
+_LOWEST = 1e-5  # of the largest value: rounding of a full pattern would take up most of a logarithmic axis
 Points = Sequence[tuple[float, float]]
 _PLAIN = {
     "var(--ink)": "#1d1d1b", "var(--faint)": "#63635e", "var(--rule)": "#d8d8d2", "var(--arm-0)": "#2c6fad",
@@ -44,13 +45,14 @@ def frontier_plot(
         for name, marks in (points or {}).items():
             for x, y in marks:
                 axes.plot(x, y, marker="D", markersize=4, color=FAINT, linestyle="")
-                if not narrow:
+                if name:
                     axes.annotate(name, (x, y), (5, 3), textcoords="offset points", size=7, color=FAINT)
         if bound is not None:
             axes.axhline(bound, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)))
         drawn = [y for line in [*curves.values(), *(points or {}).values()] for _, y in line]
         if logarithmic and any(y > 0 for y in drawn):
             axes.set_yscale("log", nonpositive="mask")
+            axes.set_ylim(bottom=max(min(y for y in drawn if y > 0), max(drawn) * _LOWEST) / 2)
             axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xlim(0, 1.02)

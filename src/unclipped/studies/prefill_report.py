@@ -28,7 +28,10 @@ def write_quality_report(path: Path, results: Mapping[str, Any]) -> Path:
             "Oracle and random choose as many blocks for every query block: by true attention, and at random.",
             "figures": _quality_figures(patterns, scored),
             "head": head,
-            "rows": [_quality_row(name, row, scored) for name, row in patterns.items()],
+            "rows": [
+                _quality_row(f"{number} {name}", row, scored)
+                for number, (name, row) in enumerate(patterns.items(), start=1)
+            ],
         },
         {
             "title": "By modality of query and key",
@@ -92,7 +95,7 @@ def _quality_row(name: str, row: Mapping[str, Any], scored: bool) -> list[str]:
 
 def _quality_figures(patterns: Mapping[str, Any], scored: bool) -> list[dict[str, str]]:
     def points(of: Any) -> dict[str, list[tuple[float, float]]]:
-        return {name: [(row["density"], of(row))] for name, row in patterns.items()}
+        return {str(number): [(row["density"], of(row))] for number, row in enumerate(patterns.values(), start=1)}
 
     figures = [both(frontier_plot, {}, "KL (nats)", points=points(lambda row: row["kl"]["value"]))]
     if scored:
@@ -109,23 +112,32 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
         if frontier and kind in frontier[0]:
             curves[kind] = [(row[kind]["density"], row[kind]["kl"]) for row in frontier]
             masses[kind] = [(row["density"], row[kind]["mass"]) for row in frontier]
-    alone = {row["pattern"]: [(row["density"], row["kl"])] for row in results["candidates"]}
-    alone_mass = {row["pattern"]: [(row["density"], row["mass"])] for row in results["candidates"]}
+    numbered = [(str(number), row) for number, row in enumerate(results["candidates"], start=1)]
+    alone = {number: [(row["density"], row["kl"])] for number, row in numbered}
+    alone_mass = {number: [(row["density"], row["mass"])] for number, row in numbered}
     options: dict[str, Any] = {"points": alone, "bound": bounds["kl"], "logarithmic": True}
     kl = both(frontier_plot, curves, "KL of the next token (nats)", **options)
     mass = both(frontier_plot, masses, "recovered mass", points=alone_mass)
     write_text(output / "frontier.svg", standalone(kl["wide"]))
     write_text(output / "mass.svg", standalone(mass["wide"]))
+    figures = [kl, mass]
+    scored = "dense" in results
+    if scored:
+        scores = {"searched": [(row["density"], row["score"]["value"]) for row in frontier]}
+        metric = results["dense"]["metric"].replace("_", " ")
+        figures.append(both(frontier_plot, scores, metric, bound=results["dense"]["value"]))
+        write_text(output / "score.svg", standalone(figures[-1]["wide"]))
     has_rulers = bool(frontier) and "random" in frontier[0]
     head = ["combination", "density", "KL", "top-1 agrees", "mass"]
     head += ["oracle KL", "random KL", "oracle mass", "random mass"] if has_rulers else []
+    head += ["score [95 %]", "minus dense, paired"] if scored else []
     chosen = results["chosen"]
     sections = [
         {
             "title": "Frontier",
             "text": "Each combination takes in every place the cheapest candidate that keeps at least so much of its "
-            "attention. The dotted line is the bound; diamonds are candidates alone, in all layers.",
-            "figures": [kl, mass],
+            "attention. The dotted line is the bound; diamonds are candidates alone, in all layers, by number.",
+            "figures": figures,
             "head": head,
             "rows": [_frontier_row(row, has_rulers) for row in frontier],
         },
@@ -136,13 +148,13 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
             "head": ["candidate", "density", "KL", "top-1 agrees", "mass"],
             "rows": [
                 [
-                    row["pattern"],
+                    f"{number} {row['pattern']}",
                     f"{row['density']:.3f}",
                     f"{row['kl']:.4f}",
                     f"{row['agreement']:.3f}",
                     f"{row['mass']:.3f}",
                 ]
-                for row in results["candidates"]
+                for number, row in numbered
             ],
         },
         {
@@ -175,7 +187,7 @@ def _frontier_row(row: Mapping[str, Any], has_rulers: bool) -> list[str]:
     if has_rulers:
         cells += [f"{row[kind]['kl']:.4f}" for kind in ("oracle", "random")]
         cells += [f"{row[kind]['mass']:.3f}" for kind in ("oracle", "random")]
-    return cells
+    return cells + ([_interval(row["score"]), _difference(row["difference"])] if "score" in row else [])
 
 
 def _write(path: Path, title: str, lead: str, sections: list[dict[str, Any]]) -> Path:

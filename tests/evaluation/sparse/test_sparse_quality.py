@@ -163,6 +163,15 @@ def test_a_search_keeps_its_bound_and_its_file_runs(folder: Path, tmp_path: Path
     assert Engine(folder, device="cpu", sparse=taken).sparse is not None
 
 
+def test_a_search_scores_its_frontier(folder: Path, tmp_path: Path) -> None:
+    config = search_config(folder, kl=5.0, rulers=False, score=True)
+    found = search_pattern(config, tmp_path, device="cpu", console=QUIET)
+    assert found["dense"]["count"] == 4
+    for row in found["frontier"]:
+        assert row["score"]["count"] == 4
+        assert row["difference"]["value"] == pytest.approx(row["score"]["value"] - found["dense"]["value"])
+
+
 def test_a_bound_on_mass_holds_in_every_layer(folder: Path, tmp_path: Path) -> None:
     found = search_pattern(search_config(folder, mass=0.6, kl=5.0, rulers=False), tmp_path, device="cpu", console=QUIET)
     assert all(row["mass"] >= 0.6 - 1e-6 for row in found["chosen"]["places"])

@@ -94,6 +94,10 @@ class SearchConfig(FrozenConfig):
     """Also measure random and oracle selection at the density of every point of the frontier."""
     key_block: PositiveInt = 128
     query_block: PositiveInt = 256
+    score: bool = False
+    """Also answer the task's questions dense and under every point of the frontier."""
+    batch_size: PositiveInt = 8
+    """Questions answered together."""
     steps: PositiveInt = 6
     """Refinements between the last combination that holds and the first that does not."""
     seed: int = Field(default=0, ge=0)

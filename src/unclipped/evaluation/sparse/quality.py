@@ -16,7 +16,7 @@ from unclipped.attention.patterns import Pattern
 from unclipped.attention.prefill import decoder_of, read_patterns
 from unclipped.core.files import write_json
 from unclipped.core.progress import counting
-from unclipped.evaluation.config import EvaluationConfig
+from unclipped.evaluation.config import EvaluationConfig, TaskConfig
 from unclipped.evaluation.intervals import bootstrap, estimate
 from unclipped.evaluation.questions import as_prompt, open_task
 from unclipped.evaluation.runner import compare_folders, default_console, evaluate
@@ -59,7 +59,15 @@ def measure_quality(
         },
     }
     if config.score:
-        _score(engine, config, output, resume, console, results)
+        settings = EvaluationConfig(
+            bootstrap_samples=config.bootstrap_samples, seed=config.seed, batch_size=config.batch_size
+        )
+        dense, scores = score_patterns(
+            engine, config.task, config.patterns, output, settings, resume=resume, console=console
+        )
+        results["dense"] = dense
+        for arm, score in zip(config.patterns, scores, strict=True):
+            results["patterns"][arm.label] |= score
     write_json(output / RESULTS_FILE, results)
     print_quality(results, console)
     return results
@@ -145,33 +153,40 @@ def _plain(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _score(
-    engine: Engine, config: QualityConfig, output: Path, resume: bool, console: Console, results: dict[str, Any]
-) -> None:
-    """Answers dense and under each pattern, on the same model, and the paired difference."""
-    settings = EvaluationConfig(bootstrap_samples=config.bootstrap_samples, seed=config.seed)
+def score_patterns(
+    engine: Engine,
+    task: TaskConfig,
+    arms: Sequence[PatternArm],
+    output: Path,
+    settings: EvaluationConfig,
+    *,
+    resume: bool,
+    console: Console,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Answer the task dense and under each pattern, on the same model: the dense figure, and for each pattern its
+    figure, the paired difference from dense and both figures of each category."""
     options: dict[str, Any] = {
-        "resume": resume, "batch_size": config.batch_size, "config": settings, "console": console,
+        "resume": resume, "batch_size": settings.batch_size, "config": settings, "console": console,
     }  # fmt: skip
     dense_folder = output / "predictions" / "dense"
-    dense = evaluate(engine, config.task, dense_folder, **options)
-    results["dense"] = {"metric": dense.metric, **_figure(dense.overall)}
-    for number, arm in enumerate(config.patterns):
+    dense = evaluate(engine, task, dense_folder, **options)
+    rows = []
+    for number, arm in enumerate(arms):
         console.print(f"answering under {arm.label}", markup=False)
         sparse_engine = Engine(engine.model, engine.processor, device=str(engine.device), sparse=arm)
         folder = output / "predictions" / f"pattern-{number + 1}"
         try:
-            result = evaluate(sparse_engine, config.task, folder, **options)
+            result = evaluate(sparse_engine, task, folder, **options)
         finally:
             assert sparse_engine.sparse is not None
             sparse_engine.sparse.close()
-        comparison = compare_folders(folder, dense_folder, config.task, settings)
-        results["patterns"][arm.label]["score"] = _figure(result.overall)
-        results["patterns"][arm.label]["difference"] = asdict(comparison.overall)
-        results["patterns"][arm.label]["categories"] = {
+        categories = {
             name: {"score": _figure(result.categories[name]), "dense": _figure(dense.categories[name])}
             for name in result.categories
         }
+        difference = asdict(compare_folders(folder, dense_folder, task, settings).overall)
+        rows.append({"score": _figure(result.overall), "difference": difference, "categories": categories})
+    return {"metric": dense.metric, **_figure(dense.overall)}, rows
 
 
 def _figure(row: Any) -> dict[str, float]:

@@ -28,10 +28,12 @@ from unclipped.attention.syntax import parse_pattern
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.core.files import write_json
 from unclipped.core.progress import counting
+from unclipped.evaluation.config import EvaluationConfig
 from unclipped.evaluation.questions import as_prompt, open_task
 from unclipped.evaluation.runner import default_console
-from unclipped.evaluation.sparse.config import SearchConfig
+from unclipped.evaluation.sparse.config import PatternArm, SearchConfig
 from unclipped.evaluation.sparse.measures import Blocks, next_token, next_token_logits, prompt_mass, prompt_of
+from unclipped.evaluation.sparse.quality import score_patterns
 from unclipped.evaluation.sparse.rows import MeasuredRows
 from unclipped.inference.engine import Engine
 
@@ -115,7 +117,7 @@ class _Search:
     """One run: the engine, the prompts, and what has been measured."""
 
     def __init__(self, config: SearchConfig, output: Path, resume: bool, device: str, console: Console) -> None:
-        self.config, self.output, self.console = config, output, console
+        self.config, self.output, self.resume, self.console = config, output, resume, console
         self.engine = Engine(config.model, device=device)
         decoder = decoder_of(self.engine.model)
         self.depth = int(decoder.config.num_hidden_layers)
@@ -157,7 +159,8 @@ class _Search:
         if self.config.rulers:
             for point in frontier:
                 self.add_rulers(measured, point)
-        results = self.results(measured, frontier, alone, best)
+        dense = self.add_scores(frontier) if self.config.score else None
+        results = self.results(measured, frontier, alone, best) | ({} if dense is None else {"dense": dense})
         write_json(self.output / RESULTS_FILE, results)
         print_search(results, self.console)
         if best is None:
@@ -275,6 +278,21 @@ class _Search:
             mass = float(of_combination(masses, combination).mean())
             point[kind] = {**self.verify(ruler, name), "mass": mass}
 
+    def add_scores(self, frontier: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The task's score at every point, on all prompts, and the paired difference from dense; -> the dense score."""
+        config = self.config
+        arms = [
+            PatternArm(pattern=point["pattern"], key_block=config.key_block, query_block=config.query_block)
+            for point in frontier
+        ]
+        settings = EvaluationConfig(seed=config.seed, batch_size=config.batch_size)
+        dense, scores = score_patterns(
+            self.engine, config.task, arms, self.output, settings, resume=self.resume, console=self.console
+        )
+        for point, score in zip(frontier, scores, strict=True):
+            point |= {name: score[name] for name in ("score", "difference")}
+        return dense
+
     def results(
         self,
         measured: Measured,
@@ -371,6 +389,7 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
     table = Table(title="frontier: the cheapest candidates that keep so much attention", title_justify="left")
     names = ["least mass", "density", "KL", "top-1 agrees", "mass"]
     names += ["oracle KL", "random KL", "oracle mass", "random mass"] if has_rulers else []
+    names += ["score minus dense"] if "dense" in results else []
     for name in names:
         table.add_column(name, justify="right")
     for point in frontier:
@@ -379,6 +398,9 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
         if has_rulers:
             cells += [f"{point[kind]['kl']:.4f}" for kind in ("oracle", "random")]
             cells += [f"{point[kind]['mass']:.3f}" for kind in ("oracle", "random")]
+        if "dense" in results:
+            difference = point["difference"]
+            cells.append(f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]")
         table.add_row(*cells)
     console.print(table)
     chosen = results["chosen"]
