@@ -178,7 +178,7 @@ def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("heads", HEADS, ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize("name", SITUATIONS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])  # test_triton.py has its own
 @pytest.mark.parametrize("text", PATTERNS)
 @pytest.mark.usefixtures("uncompiled_flex")
 def test_forward(text: str, backend: str, name: str, heads: tuple[int, int], dtype: torch.dtype) -> None:

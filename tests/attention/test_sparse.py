@@ -165,5 +165,5 @@ def test_plans_of_dynamic_patterns_ask_for_states() -> None:
     with pytest.raises(UsageError, match="the layout has 131 tokens, the queries 100"):
         build_plan(parse_pattern("topk(2)"), LAYOUT, query=query[0], key=key[0])
     plan = build_plan(parse_pattern("full"), Layout.from_token_types([0] * 100))
-    with pytest.raises(UsageError, match="expected one of gather, flex, reference, found 'flash'"):
+    with pytest.raises(UsageError, match="expected one of gather, triton, flex, reference, found 'flash'"):
         sparse_attention(query, key, value, plan, scale=1.0, backend="flash")

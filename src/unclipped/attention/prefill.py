@@ -205,7 +205,7 @@ def sparse_prefill(
     fallback: Literal["auto", "never"] = "auto",
     key_block: int | None = None,
     query_block: int | None = None,
-    backend: Literal["gather", "flex", "reference"] | None = None,
+    backend: Literal["gather", "triton", "flex", "reference"] | None = None,
     layouts: Sequence[Layout] | None = None,
     calibration: Calibration | Literal["measured", "fixed"] = "measured",
 ) -> SparsePrefill:

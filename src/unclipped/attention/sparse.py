@@ -1,4 +1,4 @@
-"""Attention under a block plan: `gather` runs it fast on CPUs, `flex` on CUDA, `reference` by the definition.
+"""Attention under a block plan: `gather` runs it fast on CPUs, `triton` and `flex` on CUDA, `reference` by its words.
 
 All take query (1, H, M, d), key and value (1, Hkv, N, d) and return (1, H, M, d); the queries are the last M of the N
 tokens. Query heads of a group share their key blocks. `gather` makes up to three calls of torch's flash kernel for the
@@ -22,11 +22,12 @@ from torch.nn import functional as F
 
 from unclipped.attention.flex import flex_attention_by_plan
 from unclipped.attention.plan import BlockPlan
+from unclipped.attention.triton_backend import triton_attention
 from unclipped.core.errors import UsageError
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-BACKENDS = ("gather", "flex", "reference")
+BACKENDS = ("gather", "triton", "flex", "reference")
 _GATHERED_BYTES = 1 << 25  # keys and values gathered at a time: about a CPU's last-level cache
 
 
@@ -41,6 +42,8 @@ def sparse_attention(
     chosen = backend or default_backend(query.device.type)
     if chosen not in BACKENDS:
         raise UsageError(f"backend: expected one of {', '.join(BACKENDS)}, found '{chosen}'")
+    if chosen == "triton":
+        return triton_attention(query, key, value, plan, scale=scale)
     if chosen == "flex":
         return flex_attention_by_plan(query, key, value, plan, scale=scale)
     if chosen == "reference":
@@ -51,7 +54,10 @@ def sparse_attention(
 
 
 def default_backend(device_type: str) -> str:
-    """`gather` on a CPU, `flex` on CUDA where Triton is there to compile it, else `reference`, which is quadratic."""
+    """`gather` on a CPU, `flex` on CUDA where Triton is there to compile it, else `reference`, which is quadratic.
+
+    `triton` is asked for by name, until its kernels have run on a GPU.
+    """
     if device_type == "cpu":
         return "gather"
     return "flex" if device_type == "cuda" and find_spec("triton") is not None else "reference"
