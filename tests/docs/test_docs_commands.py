@@ -151,6 +151,7 @@ OTHER = {
     "python -m unclipped.recipes.reference > docs/recipe-reference.md": "test_docs_pages.py compares its output",
     "python -m pytest tests/encoders/test_encoders_contract.py -k vit_msn": "test_docs_extending.py runs it",
     "python -m pytest tests/connectors/test_connectors.py": "test_docs_extending.py runs it",
+    "python benchmarks/sparse_prefill_gpu.py --tune --backward --json gpu.json": "needs a GPU; its dry run is tested",
 }
 
 
