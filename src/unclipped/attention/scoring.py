@@ -130,6 +130,7 @@ def chosen(places: Tensor, scores: BlockScores) -> np.ndarray:
 
 
 def needed(scores: BlockScores | None, name: str) -> BlockScores:
+    """`scores`; raises UsageError when a plan was asked for without the states that pattern `name` chooses from."""
     if scores is None:
         raise UsageError(f"pattern {name} chooses blocks from queries and keys; plan it with both")
     return scores

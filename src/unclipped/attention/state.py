@@ -327,6 +327,7 @@ def dense_tail(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tenso
 
 
 def wrong_length(row: int, described: int, found: int) -> UsageError:
+    """The error for a row of `found` tokens whose layout describes `described`; both without padding."""
     return UsageError(
         f"sparse prefill, row {row}: the layout describes {described} tokens, the batch holds {found} without padding; "
         "build the layout from this batch's ids"

@@ -65,6 +65,7 @@ def svg(figure: Figure, salt: str, description: str) -> str:
 
 
 def bare(axes: Axes) -> None:
+    """Take off the upper and right border and the ticks."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(length=0)
