@@ -19,6 +19,7 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.core.registry import Registry
 from unclipped.encoders.grouping import Grid, encode_in_groups, frames_of
 from unclipped.encoders.spec import EncoderSpec, Objective, objective_of
+from unclipped.encoders.tiling import parse_tile, tiled
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -57,6 +58,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.pattern: EncoderPattern | None = None
+        self.tile: Grid | None = None
         config: Any = model.config
         self.feature_layers = resolve_layers(feature_layers, self.depth(config))
         width = self.width(config)
@@ -100,6 +102,13 @@ class VisionEncoder(nn.Module):
             key_block=key_block,
             query_block=query_block,
         )
+
+    def set_tile(self, tile: Sequence[int] | int | None) -> None:
+        """Encode images in tiles of (rows, columns) patches from now on, each by itself: a page far larger than the
+        images of pretraining is seen at their size. None: whole images. A pattern then holds within a tile. Forwards
+        on chosen patches (pretraining) stay whole. Raises UsageError for sides below 1.
+        """
+        self.tile = parse_tile(tile)
 
     def attention_arguments(self, grids: Sequence[Grid]) -> dict[str, Any]:
         """What `run` hands to the model beside the patches of a batch of these grids: the view of the pattern."""
@@ -169,7 +178,13 @@ class VisionEncoder(nn.Module):
         dtype = self.model.dtype
         if not frames:
             return pixel_values.new_zeros((0, self.spec.hidden_size), dtype=dtype)
-        return encode_in_groups(pixel_values.to(dtype), frames, self.group_key, self._encode)
+        pixel_values = pixel_values.to(dtype)
+        if self.tile is None:
+            return encode_in_groups(pixel_values, frames, self.group_key, self._encode)
+        order, tiles = tiled(tuple(frames), self.tile)
+        order = order.to(pixel_values.device)
+        features = encode_in_groups(pixel_values[order], tiles, self.group_key, self._encode)  # patches tile by tile
+        return features[order.argsort()]  # (sum_patches, hidden), row-major again
 
     def _encode(self, patches: Tensor, grids: list[Grid]) -> Tensor:
         output = self.run(patches, grids, self.feature_layers is not None)

@@ -17,6 +17,7 @@ from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder, load_encoder
 from unclipped.encoders.llm_encoder import register_llm_encoder
+from unclipped.encoders.tiling import parse_tile
 from unclipped.images.config import ImageRule
 from unclipped.models.checkpoint import load_model
 from unclipped.models.config import ModelConfig
@@ -88,6 +89,7 @@ def assemble(
     baseline: bool = False,
     feature_layers: Sequence[int] | None = None,
     vision_attention: str | None = None,
+    vision_tile: Sequence[int] | int | None = None,
     patch_size: int | tuple[int, int] | None = None,
     rope: str = "axial",
     rope_theta: float | None = None,
@@ -100,7 +102,8 @@ def assemble(
 
     vision: folder, hub id, `llm:` and either of them, or a configuration with its model_type (random weights). text:
     folder or hub id. connector: text form. image: fields of the image rule that differ from the encoder's suggestion.
-    vision_attention: pattern of the encoder's attention, dense without. patch_size, rope, rope_theta and stem shape an
+    vision_attention: pattern of the encoder's attention, dense without. vision_tile: (rows, columns) of patches of the
+    tiles in which it encodes images, whole without. patch_size, rope, rope_theta and stem shape an
     encoder made from a language model. `seed` alone determines the new weights. Raises UsageError and CheckpointError,
     see the parts.
     """
@@ -129,7 +132,9 @@ def assemble(
             UnclippedImageProcessor(rule), tokenizer, connector=parsed, image_token=notes.image_token
         )
         torch.manual_seed(seed)
-        model = _join(lm, vision_tower, parsed, processor.image_token_id, baseline, feature_layers, vision_attention)
+        model = _join(
+            lm, vision_tower, parsed, processor.image_token_id, baseline, feature_layers, vision_attention, vision_tile
+        )
     _set_generation(model, lm, tokenizer)
     distance = (probe_logits(model, vocabulary) - expected).abs().max().item()
     if not distance <= LOGIT_TOLERANCE * max(1.0, expected.abs().max().item()):
@@ -170,6 +175,7 @@ def assemble_from_config(
         baseline=config.baseline,
         feature_layers=config.feature_layers,
         vision_attention=config.vision_attention,
+        vision_tile=config.vision_tile,
         patch_size=config.patch_size,
         rope=config.rope,
         rope_theta=config.rope_theta,
@@ -296,6 +302,7 @@ def _join(
     baseline: bool,
     feature_layers: Sequence[int] | None,
     vision_attention: str | None,
+    vision_tile: Sequence[int] | int | None,
 ) -> UnclippedForConditionalGeneration:
     """One model of the loaded parts and a fresh connector."""
     lm_head: nn.Linear = lm.get_output_embeddings()
@@ -306,6 +313,7 @@ def _join(
         image_token_id=image_token_id,
         vision_feature_layers=list(feature_layers) if feature_layers is not None else None,
         vision_attention=vision_attention,
+        vision_tile=list(tile) if (tile := parse_tile(vision_tile)) is not None else None,
         baseline=baseline,
         lm_head_bias=lm_head.bias is not None,
         tie_word_embeddings=lm_head.weight is lm.get_input_embeddings().weight,

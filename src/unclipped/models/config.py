@@ -72,6 +72,9 @@ class ModelConfig(FrozenConfig):
     vision_attention: str | None = None
     """Pattern of the encoder's attention, for example `window2d(8, 8) + grid(8)`; class and register tokens see all. It
     belongs to the model and is saved with it; by default the encoder is dense."""
+    vision_tile: tuple[int, int] | int | None = None
+    """(rows, columns) of patches of a tile: large images are encoded tile by tile, each by itself, at the size that the
+    encoder was pretrained with. It belongs to the model and is saved with it; by default images are encoded whole."""
     patch_size: tuple[int, int] | int | None = None
     """(height, width) in px of a patch of an encoder made from a language model; default 14."""
     rope: Literal["axial", "penguin"] = "axial"
@@ -96,6 +99,13 @@ class ModelConfig(FrozenConfig):
             return str(parse_connector(value))
         except UsageError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("vision_tile")
+    @classmethod
+    def _positive_tile(cls, value: tuple[int, int] | int | None) -> tuple[int, int] | int | None:
+        if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"expected rows and columns of patches, both at least 1, found {value}")
+        return value
 
     @field_validator("vision")
     @classmethod

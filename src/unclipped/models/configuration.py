@@ -17,6 +17,7 @@ class UnclippedConfig(PreTrainedConfig):
     image_token_id: the placeholder in `input_ids` that stands for one visual token.
     vision_feature_layers: hidden states of the encoder that are concatenated; None is its last layer.
     vision_attention: pattern of the encoder's attention (`unclipped.attention`), as text; None is dense.
+    vision_tile: (rows, columns) of patches of the tiles in which images are encoded; None encodes them whole.
     baseline: True when the encoder was trained contrastively and is used as a declared baseline.
     lm_head_bias: whether the language model's own output layer has a bias.
     """
@@ -32,6 +33,7 @@ class UnclippedConfig(PreTrainedConfig):
         image_token_id: int = 0,
         vision_feature_layers: list[int] | None = None,
         vision_attention: str | None = None,
+        vision_tile: list[int] | None = None,
         baseline: bool = False,
         lm_head_bias: bool = False,
         tie_word_embeddings: bool = False,
@@ -47,6 +49,7 @@ class UnclippedConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.vision_feature_layers = None if vision_feature_layers is None else [int(i) for i in vision_feature_layers]
         self.vision_attention = vision_attention
+        self.vision_tile = None if vision_tile is None else [int(side) for side in vision_tile]
         self.baseline = baseline
         self.lm_head_bias = lm_head_bias
         self.tie_word_embeddings = tie_word_embeddings

@@ -109,6 +109,7 @@ class UnclippedModel(UnclippedPreTrainedModel):
             config.vision_config, feature_layers=config.vision_feature_layers, baseline=config.baseline
         )
         self.vision_tower.set_pattern(config.vision_attention)
+        self.vision_tower.set_tile(config.vision_tile)
         self.connector = build_connector(
             config.connector, self.vision_tower.spec.hidden_size, config.text_config.hidden_size
         )
