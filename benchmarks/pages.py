@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   python benchmarks/pages.py --runs runs --only frontier --pages 400
 """
 STUDIES = ("twins", "frontier", "merged", "frozen")
-BLOCKS = ["evaluation.sparse.key_block=64", "evaluation.sparse.query_block=128"]
+BLOCKS = ["sparse.key_block=64", "sparse.query_block=128"]
 FRONTIER = {
     "window": "global_text + sink(64) + window(192)",
     "window-2d": "global_text + sink(64) + window2d(2, 2)",
@@ -36,7 +36,16 @@ FRONTIER = {
     "random-and-text": "global_text + random(3)",
 }
 """Density 0.16 to 0.19 each, with blocks of 64 keys and 128 queries on such a page."""
-CANDIDATES = ("topk(1)", "topk(4)", "topk(8)", "sink(64) + window(192)", "sink(64) + window2d(2, 2)", "full")
+CANDIDATES = (
+    "topk(1)",
+    "topk(4)",
+    "global_text + topk(1)",
+    "global_text + topk(4)",
+    "global_text + sink(64)",
+    "global_text + sink(64) + window(192)",
+    "global_text + sink(64) + window2d(2, 2)",
+    "full",
+)
 TILE = 64  # px of the encoder's tile
 SCALES = {2: (704, (18, 25), (16, 22)), 4: (832, (21, 29), (21, 29))}
 """Merging → side of the page in px, font sizes on it, and on the crops before."""
@@ -107,12 +116,12 @@ def frontier(steps: Steps, pages: int) -> None:
     size = "task.source.options={size: [512, 512], cells: [16, 8]}"
     candidates = [word for text in CANDIDATES for word in ("--candidate", text)]
     blocks = ["--key-block", "64", "--query-block", "128", "--threads", "1"]
-    bounds = ["--bound", "kl=1.0", "--density", "0.25", "--limit", "24", "--no-rulers"]
+    bounds = ["--bound", "kl=0.1", "--density", "0.25", "--limit", "24", "--no-rulers"]
     data = ["--data", "generated:needle", "--split", "val"]
     searched = "pages-searched"
     steps.run("prefill search", dense, *data, size, *bounds, *candidates, *blocks, output=searched, done="report.html")
     patterns = {**FRONTIER, "searched": str(steps.runs / searched / "pattern.yaml")}
-    short = [f"evaluation.tasks.needle.limit={pages}"]
+    short = [f"tasks.needle.limit={pages}"]
     names = []
     for name, pattern in {"dense": None, **patterns}.items():
         under = [] if pattern is None else ["--sparse", pattern, "--sparse-fallback", "never"]
