@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    runs: list[str] = typer.Argument(..., metavar="RUN RUN [RUN ...]", help="Folders of runs, NAME=FOLDER or FOLDER."),
+    runs: list[str] = typer.Argument(..., metavar="RUN", help="Folders of runs, two or more: FOLDER or NAME=FOLDER."),
     reference: str = typer.Option(None, help="Name of the run to compare with (the first)."),
     task: list[str] = typer.Option(None, help="Only this task; may be given again."),
     common: bool = typer.Option(False, "--common", help="Where items differ, take those that all runs have."),

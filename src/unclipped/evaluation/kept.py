@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,11 @@ def named_runs(given: Sequence[str]) -> dict[str, str]:
     runs: dict[str, str] = {}
     for text in given:
         name, folder = _named(text)
-        if name in runs:
-            raise UsageError(f"two runs are called '{name}' ({runs[name]} and {folder}); give them names: NAME=FOLDER")
         same = next((other for other, path in runs.items() if Path(path).resolve() == Path(folder).resolve()), None)
         if same is not None:
             raise UsageError(f"runs '{same}' and '{name}' are the same folder {folder}; give two different runs")
+        if name in runs:
+            raise UsageError(f"two runs are called '{name}' ({runs[name]} and {folder}); give them names: NAME=FOLDER")
         runs[name] = folder
     return runs
 
@@ -54,7 +55,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def _name_of(folder: Path) -> str:
     """The last part of the path that says which run it is."""
-    path = folder.resolve()
+    path = Path(os.path.abspath(folder))
     if path.name == "predictions-blind":
         return f"{path.parent.name}-blind"
     while path.name in ("predictions", "evaluation"):
@@ -76,15 +77,15 @@ def task_folders(folder: str | Path) -> dict[str, Path]:
         found = {path.parent.name: path.parent for path in sorted((folder / place).glob(f"*/{TASK_FILE}"))}
         if not found:
             continue
-        results = (folder / place).resolve().parent / RESULTS_FILE
+        results = Path(os.path.abspath(folder / place)).parent / RESULTS_FILE
         if not results.is_file():
             raise DataError(
                 f"{folder}: its evaluation is not finished ({results.name} is missing beside {(folder / place).name}); "
                 "go on with it (--resume)"
             )
         return found
-    below = [path.parent.parent for path in sorted(folder.rglob(f"predictions/*/{TASK_FILE}"))]
-    runs = list(dict.fromkeys(str(path.parent) for path in below))
+    below = [path.parents[2] for path in sorted(folder.rglob(f"predictions/*/{TASK_FILE}"))]
+    runs = list(dict.fromkeys(str(path.parent if path.name == "evaluation" else path) for path in below))
     hint = f"; there are some in {', '.join(runs[:3])}{' and others' if len(runs) > 3 else ''}" if runs else ""
     raise DataError(
         f"{folder}: holds no predictions (expected {_PLACES[1]}/TASK or {_PLACES[0]}/TASK); give what unclipped eval "

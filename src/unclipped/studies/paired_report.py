@@ -106,7 +106,8 @@ def limits(result: PairedResult) -> str:
     share = max(1.0 - task.config.confidence for task in result.tasks.values())
     if intervals > 1:
         text += (
-            f" There are {intervals:,} differences; of equal runs about {100 * share:g} % of them would leave out zero."
+            f" If the runs were equal, about {100 * share:g} % of the {intervals:,} differences would leave out zero "
+            "by chance."
         )
     return text
 
@@ -131,7 +132,7 @@ def _sections(name: str, task: TaskComparison, reference: str) -> list[dict[str,
     for category, found, minus in _rows(task):
         head = [category, f"{found[reference].count:,}"]
         scores.append([*head, *(_score(task, row) for row in found.values())])
-        differences.append([*head, *(f"{_difference(task, row)} {task.verdict(row)}" for row in minus.values())])
+        differences.append([*head, *(_shown(task, row) for row in minus.values())])
         for run, row in minus.items():
             drawn[run][category] = asdict(row)
     axis = f"minus {reference}: {task.metric.replace('_', ' ')}{_unit(task)}"
@@ -159,6 +160,12 @@ def _sections(name: str, task: TaskComparison, reference: str) -> list[dict[str,
     ]
 
 
+def _shown(task: TaskComparison, row: Difference) -> str:
+    """A difference with what it shows, where it shows something or is of too few items to."""
+    verdict = task.verdict(row)
+    return _difference(task, row) if verdict == "not shown" else f"{_difference(task, row)} {verdict}"
+
+
 def _not_common(result: PairedResult) -> list[str]:
     return [f"task {task} is not in every run ({', '.join(runs)})" for task, runs in result.not_common.items()]
 
@@ -175,7 +182,7 @@ def _title(name: str, task: TaskComparison) -> str:
 
 
 def _coverage(task: TaskComparison) -> str:
-    return f"[{100 * task.config.confidence:g} %]"
+    return f"[{100 * task.config.confidence:g}\N{NO-BREAK SPACE}%]"
 
 
 def _unit(task: TaskComparison) -> str:
