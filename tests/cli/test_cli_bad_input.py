@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_input.chat import ASK
+from bad_input.row import sample
 from bad_input_support import Models, Outcome, Place, expect_error, make_models, unclipped
-from bad_input_table import ASK, COMMANDS, ROWS, sample
+from bad_input_table import COMMANDS, ROWS
 
 Run = Callable[..., Outcome]
 

@@ -30,6 +30,7 @@ SCENES: list[tuple[str, dict[str, Any]]] = [
     ("charts", {"value_labels": False, "kinds": ["bar", "line"], "digits": [1, 3]}),
     ("needle", {}),
     ("needle", {"size": [192, 512], "cells": [6, 8]}),
+    ("needle", {"size": [64, 64], "cells": [2, 1]}),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_other_declarations_load_as_they_are(family: str, tmp_path: Path) -> Non
 
 def test_without_a_declaration_the_family_speaks(tmp_path: Path) -> None:
     assert load_encoder(str(saved("vit", tmp_path, None)))[0].spec.objective == "supervised"
+
+
+def test_a_name_and_left_over_fields_prove_nothing_and_the_line_of_the_page_does(tmp_path: Path) -> None:
+    """As docs/import-an-encoder.md says: a classifier made of a masked autoencoder keeps its fields, maybe its name."""
+    folder = saved("vit", tmp_path / "webssl-mae300m-full2b-224", None)
+    config = json.loads((folder / "config.json").read_text())
+    left_over = {"mask_ratio": 0.75, "norm_pix_loss": True, "decoder_hidden_size": 512}
+    (folder / "config.json").write_text(json.dumps(config | left_over))
+    assert load_encoder(str(folder))[0].spec.objective == "supervised"
+    (folder / "config.json").write_text(json.dumps(config | {"unclipped_objective": "self_supervised"}))
+    encoder, _ = load_encoder(str(folder))
+    assert encoder.spec.objective == "self_supervised"
+    assert build_encoder(encoder.model.config).spec.objective == "self_supervised"  # as in an assembled model
 
 
 def test_a_family_of_baselines_cannot_declare_itself_out() -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unclipped.cli.main import app
-from unclipped.studies.plots import line_plot
+from unclipped.studies.plots import joined_curve, line_plot
 from unclipped.studies.pretraining_report import write_pretraining_report
-from unclipped.studies.report_data import LinePlot
+from unclipped.studies.report_data import LinePlot, ReportData
 from unclipped.training.config import PhaseConfig, PretrainConfig
 
 TINY: dict[str, Any] = {
@@ -81,7 +81,8 @@ def test_the_page_holds_curves_health_pictures_and_what_they_cannot_say(tmp_path
     assert "warnings" not in text.split("</style>")[1]
 
 
-def test_a_phase_has_its_own_words_steps_and_pictures(tmp_path: Path) -> None:
+def with_a_phase(tmp_path: Path) -> PretrainConfig:
+    """A run folder whose four steps are followed by two of a phase at 64 px."""
     config = run_folder(tmp_path)
     config = config.model_copy(update={"phases": (PhaseConfig(image_size=64, steps=2, batch_size=4),)})
     record = json.loads((tmp_path / "training.json").read_text())
@@ -93,6 +94,11 @@ def test_a_phase_has_its_own_words_steps_and_pictures(tmp_path: Path) -> None:
         for step, loss in ((1, 0.75), (2, 0.25)):
             row = {**rows[step], "stage_index": 1, "stage": "dinov2-64px", "step": step, "loss": loss}
             file.write(json.dumps(row) + "\n")
+    return config
+
+
+def test_a_phase_has_its_own_words_steps_and_pictures(tmp_path: Path) -> None:
+    config = with_a_phase(tmp_path)
     for stage in ("00-dinov2", "01-dinov2-64px"):
         (tmp_path / "pictures" / stage).mkdir(parents=True)
         Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / stage / "views.png")
@@ -104,6 +110,19 @@ def test_a_phase_has_its_own_words_steps_and_pictures(tmp_path: Path) -> None:
         "at the last of 6 steps", "median of dinov2-64px",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_the_loss_of_a_phase_is_drawn_at_the_steps_of_the_other_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_a_phase(tmp_path)
+    written: list[ReportData] = []
+    monkeypatch.setattr("unclipped.studies.pretraining_report.write_report", lambda _, data: written.append(data))
+    write_pretraining_report(config, tmp_path, title="t")
+    norms = next(plot for plot in written[0].plots if plot.title == "Gradient norm")
+    steps, losses, _ = joined_curve(written[0].curves["model"])
+    assert steps == [step for step, _ in norms.lines["norm"]] == [1, 2, 3, 4, 5, 6]
+    assert losses == [4.0, 3.0, 2.0, 1.0, 0.75, 0.25]
 
 
 def test_warnings_stand_on_the_page_escaped(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from unclipped.core.errors import ImageError
@@ -220,8 +222,29 @@ def test_curves_of_stages_are_joined() -> None:
     ]
     rows += [{"stage": "b", "step": 10, "loss": 1.0}, {"stage": "b", "step": 30, "loss": 0.5}]
     assert joined_curve(rows) == ([10, 20, 30, 50], [2.0, 1.5, 1.0, 0.5], [("a", 0, 20), ("b", 20, 50)])
-    counted_on = [rows[0], {"stage": "b", "step": 30, "loss": 1.0}]
-    assert joined_curve(counted_on)[0] == [10, 30]
+
+
+def test_a_stage_whose_first_logged_step_is_late_begins_where_the_one_before_ended() -> None:
+    steps = {"short": (2,), "long": (50, 100, 120), "longer": (150, 160)}
+    rows = [{"stage": name, "step": step, "loss": 1.0} for name, logged in steps.items() for step in logged]
+    joined, _, stages = joined_curve(rows)
+    assert joined == [2, 52, 102, 122, 272, 282]
+    assert stages == [("short", 0, 2), ("long", 2, 122), ("longer", 122, 282)]
+
+
+@given(st.lists(st.lists(st.integers(1, 1000), min_size=1, max_size=5, unique=True).map(sorted), max_size=5))
+def test_stages_are_drawn_one_after_another(logged: list[list[int]]) -> None:
+    """Whatever steps are logged, and where two stages have one name: neither overlap nor gap."""
+    rows = [
+        {"stage_index": index, "stage": "same", "step": step, "loss": float(step)}
+        for index, steps in enumerate(logged)
+        for step in steps
+    ]
+    joined, values, stages = joined_curve(rows)
+    before = [sum(steps[-1] for steps in logged[:index]) for index in range(len(logged))]
+    assert joined == [start + step for start, steps in zip(before, logged, strict=True) for step in steps]
+    assert values == [row["loss"] for row in rows]
+    assert stages == [("same", start, start + steps[-1]) for start, steps in zip(before, logged, strict=True)]
 
 
 def test_smoothing_of_a_constant_is_the_constant() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,9 @@ _DEVICE = typer.Option("auto", help="auto, cpu, cuda or mps.")
 _THREADS = typer.Option(None, min=1, help="Threads of torch, pinned.")
 _RESUME = typer.Option(False, "--resume", help="Go on with an interrupted run in OUTPUT.")
 _PATTERN = typer.Option(..., help="A pattern or a pattern file; may be given again.")
+_SCORER = typer.Option("exact_match", help="Scorer of the answers, for --score.")
+_MAX_NEW_TOKENS = typer.Option(32, help="Longest answer in tokens, for --score.")
+_BATCH_SIZE = typer.Option(8, help="Questions a batch, for --score.")
 
 
 def quality(
@@ -95,10 +100,10 @@ def quality(
     output: Path = _OUTPUT,
     split: str = _SPLIT,
     limit: int = typer.Option(None, help="At most this many items."),
-    scorer: str = typer.Option("exact_match", help="Scorer of the answers."),
-    max_new_tokens: int = typer.Option(32, help="Longest answer in tokens."),
+    scorer: str = _SCORER,
+    max_new_tokens: int = _MAX_NEW_TOKENS,
     score: bool = typer.Option(True, "--score/--no-score", help="Also answer the questions and compare the scores."),
-    batch_size: int = typer.Option(8, help="Questions a batch."),
+    batch_size: int = _BATCH_SIZE,
     key_block: int = _KEY_BLOCK,
     query_block: int = _QUERY_BLOCK,
     device: str = _DEVICE,
@@ -108,7 +113,7 @@ def quality(
     """Measure patterns (see QUALITY)."""
     from unclipped.evaluation.sparse.config import QualityConfig
 
-    task = {"scorer": scorer, "max_new_tokens": max_new_tokens, **_task(data, split, limit)}
+    task = _task(data, split, limit, scorer, max_new_tokens)
     arms = [_arm(text, key_block, query_block) for text in pattern]
     settings = {"model": model, "task": task, "patterns": arms, "score": score, "batch_size": batch_size}
     with _run("prefill quality", settings, QualityConfig, overrides, output, resume, threads) as config:
@@ -164,10 +169,10 @@ def search(
     bound: list[str] = typer.Option(["kl=0.05"], help="kl=NATS, mass=SHARE; may be given again."),
     density: float = typer.Option(1.0, help="Largest mean density allowed."),
     candidate: list[str] = typer.Option(None, help="A pattern to choose from; may be given again."),
-    scorer: str = typer.Option("exact_match", help="Scorer of the answers, for --score."),
-    max_new_tokens: int = typer.Option(32, help="Longest answer in tokens, for --score."),
+    scorer: str = _SCORER,
+    max_new_tokens: int = _MAX_NEW_TOKENS,
     score: bool = typer.Option(False, "--score", help="Also answer the questions at every point of the frontier."),
-    batch_size: int = typer.Option(8, help="Questions a batch, for --score."),
+    batch_size: int = _BATCH_SIZE,
     per_head: bool = typer.Option(False, "--per-head", help="Choose for each key head as well."),
     rulers: bool = typer.Option(True, "--rulers/--no-rulers", help="Measure random and oracle selection as well."),
     key_block: int = _KEY_BLOCK,
@@ -179,7 +184,7 @@ def search(
     """Search a pattern (see SEARCH)."""
     from unclipped.evaluation.sparse.config import SearchConfig
 
-    task = {"scorer": scorer, "max_new_tokens": max_new_tokens, **_task(data, split, limit)}
+    task = _task(data, split, limit, scorer, max_new_tokens)
     settings: dict[str, Any] = {
         "model": model, "task": task, "density": density, "per_head": per_head, "rulers": rulers,
         "score": score, "batch_size": batch_size,
@@ -195,10 +200,13 @@ def search(
         typer.echo(f"wrote {write_search_report(output, results)}")
 
 
-def _task(data: str, split: str, limit: int | None) -> dict[str, Any]:
+def _task(data: str, split: str, limit: int | None, scorer: str, max_new_tokens: int) -> dict[str, Any]:
     from unclipped.cli.evaluate import task_name
 
-    return {"name": task_name(data), "source": {"source": data, "split": split}, "limit": limit}
+    source = {"source": data, "split": split}
+    return {
+        "name": task_name(data), "source": source, "limit": limit, "scorer": scorer, "max_new_tokens": max_new_tokens
+    }  # fmt: skip
 
 
 def _blocks(key_block: int | None, query_block: int | None) -> dict[str, int]:
@@ -230,25 +238,20 @@ def _bounds(bounds: list[str]) -> dict[str, float]:
     return found
 
 
+@contextmanager
 def _run(
-    where: str, settings: Any, schema: Any, overrides: Any, output: Path, resume: bool, threads: int | None
-) -> Any:
+    where: str, settings: Any, schema: Any, overrides: list[str] | None, output: Path, resume: bool, threads: int | None
+) -> Iterator[Any]:
     """The run folder, recorded, with the validated settings; threads pinned."""
-    from contextlib import contextmanager
-
     from unclipped.cli.record import record_run, run_folder
     from unclipped.recipes.loading import apply_overrides
     from unclipped.recipes.validation import validate
 
-    @contextmanager
-    def opened() -> Any:
-        config = validate(apply_overrides(settings, overrides or []), schema, where)
-        with run_folder(output, resume=resume):
-            record_run(config, output, resume=resume)
-            if threads is not None:
-                import torch
+    config = validate(apply_overrides(settings, overrides or []), schema, where)
+    with run_folder(output, resume=resume):
+        record_run(config, output, resume=resume)
+        if threads is not None:
+            import torch
 
-                torch.set_num_threads(threads)
-            yield config
-
-    return opened()
+            torch.set_num_threads(threads)
+        yield config

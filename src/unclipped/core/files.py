@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,23 +19,55 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends without an error.
+
+    It gets the mode that the umask gives, whatever the writer sets (safetensors: 0600). Raises OSError when it cannot
+    be written; what was there before is then kept.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        mode = _touched(temporary)
+        yield temporary
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name beside `path` that no other process takes."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}"
+
+
+def _touched(new: Path) -> int:
+    """Make an empty file and return its mode: the umask can only be asked for by setting it, for all threads."""
+    new.touch(exist_ok=False)
+    return stat.S_IMODE(new.stat().st_mode)
+
+
+def _set_modes(folder: Path) -> None:
+    """Give all files below `folder` the mode that a new one gets."""
+    probe = _beside(folder / "mode")
+    mode = _touched(probe)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to a temporary name beside `path`, then rename: readers never see half a file.
 
     Raises UnclippedError that names the file when the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise UnclippedError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from None
@@ -57,15 +91,8 @@ def write_array(path: Path, values: np.ndarray) -> None:
     """
     import numpy
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            numpy.save(stream, values)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        numpy.save(stream, values)
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -129,16 +156,18 @@ def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool =
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends without an error.
 
-    Raises UnclippedError when the disk is full or cannot be written; what was there before is then kept.
+    It and its files get the modes that the umask gives, whatever their writers set (safetensors: 0600). Raises
+    UnclippedError when the disk is full or cannot be written; what was there before is then kept.
     """
     from safetensors import SafetensorError
 
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        temporary = _beside(folder)
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o755)
+        _set_modes(temporary)
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
             os.replace(folder, old)  # an empty folder may be replaced

@@ -117,7 +117,9 @@ class ModelConfig(FrozenConfig):
     @model_validator(mode="after")
     def _one_way_to_start(self) -> ModelConfig:
         if self.checkpoint is not None:
-            parts = self.model_fields_set - {"checkpoint", "image", "dtype", "seed"}
+            given = self.model_fields_set - {"checkpoint", "image", "dtype", "seed"}
+            # A recorded recipe spells all fields out, those at their defaults too.
+            parts = {name for name in given if getattr(self, name) != type(self).model_fields[name].default}
             if parts:
                 raise ValueError(
                     f"checkpoint is a whole model, so {', '.join(sorted(parts))} cannot be set beside it; leave one out"

@@ -82,26 +82,26 @@ def smoothed(values: Sequence[float], span: int) -> list[float]:
 
 
 def joined_curve(rows: Sequence[Mapping[str, Any]], key: str = "loss") -> tuple[list[int], list[float], list[tuple]]:
-    """Rows of a run's metrics as one curve: steps counted on through stages, values, [(stage, first step, last)].
+    """Rows of a run's metrics.jsonl as one curve: steps counted on through the stages, values, [(stage, first, last)].
 
-    Rows without `key` are left out. Within a stage `step` counts from its start; when it counts on through the run
-    already, it is taken as it is.
+    `step` counts within a stage; a stage begins where the last logged step of the one before ended. Stages are told
+    apart by `stage_index` and `stage`. Rows without `key` are left out.
     """
     steps: list[int] = []
     values: list[float] = []
     stages: list[tuple[str, int, int]] = []
-    offset, previous = 0, 0
+    current: tuple[Any, str] | None = None
     for row in rows:
         if key not in row or "step" not in row:
             continue
-        name, step = str(row.get("stage", "")), int(row["step"])
-        if not stages or stages[-1][0] != name:
-            offset = steps[-1] if steps and step <= previous else offset
-            stages.append((name, steps[-1] if steps else 0, 0))
-        previous = step
-        steps.append(offset + step)
+        stage = (row.get("stage_index"), str(row.get("stage", "")))
+        if stage != current:
+            current = stage
+            stages.append((stage[1], steps[-1] if steps else 0, 0))
+        name, start, _ = stages[-1]
+        steps.append(start + int(row["step"]))
         values.append(float(row[key]))
-        stages[-1] = (name, stages[-1][1], steps[-1])
+        stages[-1] = (name, start, steps[-1])
     return steps, values, stages
 
 

@@ -40,14 +40,15 @@ def write_pretraining_report(
     run = Path(run)
     record = json.loads((run / "training.json").read_text(encoding="utf-8"))
     entries, total = record["stages"], record["total"]
-    rows = _counted_on([row for _, row in read_jsonl(run / "metrics.jsonl")], entries)
+    metrics = [row for _, row in read_jsonl(run / "metrics.jsonl")]
+    rows = _counted_on(metrics, entries)
     data = ReportData(
         title=title,
         description=description,
         arms={},
         reading=_reading(config, rows, entries),
         headline=_headline(config, rows, entries),
-        curves={"model": rows},
+        curves={"model": metrics},
         labels={"model": config.objective.replace("_", " ")},
         stages=stage_rows({stage.name: {**stage.train} for stage in config.stages()}, record),
         plots=_plots(rows),

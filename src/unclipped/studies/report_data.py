@@ -92,7 +92,7 @@ class ReportData:
     headline: Sequence[tuple[str, str, str]] = ()
     """(label, value, detail) of the figures at the top; the best figures of the model when empty."""
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """{arm: rows of its metrics.jsonl} with `stage`, `step` and `loss`."""
+    """{arm: rows of its metrics.jsonl} with `stage`, `step` (which counts within its stage) and `loss`."""
     stages: Sequence[StageInfo] = ()
     plots: Sequence[LinePlot] = ()
     """What was watched while training, beside the loss."""

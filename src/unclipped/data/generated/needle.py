@@ -5,11 +5,9 @@ from __future__ import annotations
 from unclipped.data.generated.dice import Dice
 from unclipped.data.generated.generator import GENERATORS, Draft, ImageGenerator, place, spelled
 from unclipped.data.generated.lettering import SMALLEST_FONT, fit, letter
-from unclipped.data.generated.options import NeedleOptions
+from unclipped.data.generated.options import NeedleOptions, cells_of_third
 from unclipped.data.generated.scene import INK
 from unclipped.data.generated.vocabulary import Split
-
-_BANDS = {"top": 0, "left": 0, "middle": 1, "bottom": 2, "right": 2}
 
 
 @GENERATORS.register("needle")
@@ -29,7 +27,7 @@ class Needle(ImageGenerator):
         options, scene = self.options, self.blank(dice)
         rows, columns = options.cells
         vertical, horizontal = category.split()
-        target = (_in_third(dice, vertical, rows), _in_third(dice, horizontal, columns))
+        target = (dice.pick(cells_of_third(vertical, rows)), dice.pick(cells_of_third(horizontal, columns)))
         font, size = dice.pick(options.fonts), dice.between(options.font_size)
         number = self.vocabulary.number(dice)
         lines: list[list[str]] = []
@@ -49,10 +47,3 @@ class Needle(ImageGenerator):
         facts = {"row": target[0] + 1, "column": target[1] + 1}
         question = self.ask(dice, "needle.number")
         return Draft(scene, question, number, transcript, reads=(number,), facts=facts)
-
-
-def _in_third(dice: Dice, band: str, cells: int) -> int:
-    """A cell of a third of the rows (or columns)."""
-    third = _BANDS[band]
-    low, high = third * cells // 3, (third + 1) * cells // 3
-    return low + dice.below(high - low)

@@ -5,7 +5,7 @@ Ranges are `[low, high]`, both ends included; one number `n` stands for `[n, n]`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -308,9 +308,35 @@ class NeedleOptions(DocumentOptions):
 
     size: Size = (384, 384)
     tasks: dict[NeedleTask, Weight] = equal_weights(NeedleTask)
-    """Weight of each ninth of the page: where the number stands."""
-    cells: tuple[Annotated[int, Field(ge=3, le=256)], Annotated[int, Field(ge=3, le=256)]] = (12, 6)
-    """Rows and columns of cells."""
+    """Weight of each ninth of the page: where the number stands. By default those that hold a cell."""
+    cells: tuple[Annotated[int, Field(ge=1, le=256)], Annotated[int, Field(ge=1, le=256)]] = (12, 6)
+    """Rows and columns of cells. Of fewer than three, some thirds of the page are without any: crops of such a page."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ninths_with_cells(cls, data: Any) -> Any:
+        cells = data.get("cells") if isinstance(data, Mapping) else None
+        sides = list(cells) if isinstance(cells, (list, tuple)) else []
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides) or "tasks" in data:
+            return data  # cells of another form are refused by their own field
+        return {**data, "tasks": {name: 1.0 for name in get_args(NeedleTask) if _has_cells(name, sides)}}
+
+    @model_validator(mode="after")
+    def _no_empty_ninth(self) -> NeedleOptions:
+        for name, weight in self.tasks.items():
+            if weight and not _has_cells(name, self.cells):
+                raise ValueError(f"tasks: '{name}' holds no cell of {self.cells[0]}×{self.cells[1]}; leave it out")
+        return self
+
+
+def cells_of_third(band: str, cells: int) -> range:
+    """The rows (or columns) of a third of a page; none where there are too few."""
+    third = {"top": 0, "left": 0, "middle": 1, "bottom": 2, "right": 2}[band]
+    return range(third * cells // 3, (third + 1) * cells // 3)
+
+
+def _has_cells(ninth: str, cells: Sequence[int]) -> bool:
+    return all(cells_of_third(band, count) for band, count in zip(ninth.split(), cells, strict=True))
 
 
 class MajorityOptions(FrozenConfig):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unclipped.core.errors import UnclippedError, UsageError
+from unclipped.core.files import whole_file
 from unclipped.core.progress import Counter, counting
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
@@ -241,16 +241,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Under a temporary name first: a reader never finds half a chunk."""
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UnclippedError(f"cannot write {path}: {reason}; free space or set cache to another folder") from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
