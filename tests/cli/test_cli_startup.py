@@ -9,8 +9,8 @@ import time
 import pytest
 
 COMMANDS = [
-    "quickstart", "import-encoder", "assemble", "pretrain", "train", "eval", "eval-encoder", "compare-objectives",
-    "data", "chat", "prefill", "recipes",
+    "quickstart", "import-encoder", "assemble", "pretrain", "train", "eval", "compare", "eval-encoder",
+    "compare-objectives", "data", "chat", "prefill", "recipes",
 ]  # fmt: skip
 
 

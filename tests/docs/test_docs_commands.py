@@ -55,6 +55,10 @@ RUN: dict[str, list[str]] = {
         *EVAL, *FEW_TOKENS,
     ],
     "unclipped eval runs/meters/model --data my-folder --output runs/meters-eval --rescore": [],
+    "unclipped compare runs/meters runs/meters-seed-1": [],
+    "unclipped compare model=runs/meters blind=runs/meters/baselines/blind --reference blind "
+    "--output runs/meters-against-blind": [],
+    "unclipped compare sighted=runs/meters-eval blind=runs/meters-eval/predictions-blind --output runs/meters-compared": [],
     "unclipped eval runs/meters/model --recipe my-recipe.yaml --output runs/meters-eval-recipe": [
         *EVAL, "tasks.0.max_new_tokens=2",
     ],

@@ -11,6 +11,7 @@ from unclipped import __version__
 from unclipped.cli import (
     assemble,
     chat,
+    compare,
     compare_objectives,
     data,
     eval_encoder,
@@ -61,6 +62,7 @@ for command in (
     pretrain,
     train,
     evaluate,
+    compare,
     eval_encoder,
     compare_objectives,
     data,

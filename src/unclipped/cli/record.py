@@ -59,11 +59,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def record_run(config: FrozenConfig, output: Path, *, resume: bool) -> None:
+def record_run(config: FrozenConfig, output: Path, *, resume: bool, accelerators: bool = True) -> None:
     """Write `recipe.yaml` (reading it again gives the same run) and `environment.json` into the run folder.
 
-    Of several processes the first one does. Raises UsageError when `resume` meets a folder whose recipe is another one:
-    going on would mix two runs.
+    accelerators: name those of the machine, for which torch is loaded. Of several processes the first one does. Raises
+    UsageError when `resume` meets a folder whose recipe is another one: going on would mix two runs.
     """
     from unclipped.studies.environment import environment
 
@@ -77,4 +77,4 @@ def record_run(config: FrozenConfig, output: Path, *, resume: bool) -> None:
             f"the same recipe ('{path}' itself works), or choose another --output"
         )
     write_text(path, text)
-    write_json(output / "environment.json", environment())
+    write_json(output / "environment.json", environment(accelerators=accelerators))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unclipped.inference.engine import Engine
 
 RESULTS_FILE = "results.json"
+TASK_RESULT_FILE = "result.json"
 _BATCHES_BETWEEN_WRITES = 8
 
 
@@ -106,7 +107,7 @@ def evaluate(
             done += rows
     done.sort(key=lambda prediction: prediction.index)
     result = summarise(done, task, config, images=images, seconds=round(time.monotonic() - began, 3) if todo else None)
-    write_json(file.folder / "result.json", result.to_dict())
+    write_json(file.folder / TASK_RESULT_FILE, result.to_dict())
     return result
 
 
@@ -205,9 +206,9 @@ def rescore(
     blind_results: dict[str, TaskResult] = {}
     differences: dict[str, Comparison] = {}
     for folder in folders:
-        task, config, images = _settings_of(PredictionFile(folder), scorer, scorer_options)
+        task, config, images = settings_of(PredictionFile(folder), scorer, scorer_options)
         result = summarise(read_predictions(folder), task, config, images=images)
-        write_json(folder / "result.json", result.to_dict())
+        write_json(folder / TASK_RESULT_FILE, result.to_dict())
         is_blind = folder.parent.name == "predictions-blind"
         (blind_results if is_blind else model_results)[task.name] = result
         if is_blind:
@@ -221,9 +222,13 @@ def rescore(
     return found
 
 
-def _settings_of(
-    file: PredictionFile, scorer: str | None, options: dict[str, Any] | None
+def settings_of(
+    file: PredictionFile, scorer: str | None = None, options: dict[str, Any] | None = None
 ) -> tuple[TaskConfig, EvaluationConfig, str]:
+    """Task, settings of the intervals and what was seen of the images, as the predictions were made.
+
+    scorer: a rule in place of the task's. Raises DataError when the file beside the predictions cannot be read.
+    """
     from pydantic import ValidationError
 
     settings = file.settings()

@@ -20,13 +20,16 @@ _PACKAGES = (
 _ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\](?:[^/\\]*[/\\])*([^/\\]*)$")
 
 
-def environment() -> dict[str, Any]:
-    """Hardware, versions, git revision when the package runs from a checkout, date (UTC) and command line."""
+def environment(*, accelerators: bool = True) -> dict[str, Any]:
+    """Hardware, versions, git revision when the package runs from a checkout, date (UTC) and command line.
+
+    accelerators: also those that torch sees; work that only reads files leaves them out and loads no torch.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(sys.argv),
         "platform": f"{platform.system()} {platform.machine()}",
-        "hardware": hardware(),
+        "hardware": hardware(accelerators=accelerators),
         "versions": {"python": platform.python_version(), **package_versions()},
         "git": git_revision(Path(__file__).resolve().parent),
     }
@@ -48,11 +51,13 @@ def _without_folders(argument: str) -> str:
     return f"{key}{separator}{prefix}{colon}{shown}"
 
 
-def hardware() -> dict[str, Any]:
-    """Processor model, cores this process may use, memory in GiB, and the accelerators that torch sees."""
+def hardware(*, accelerators: bool = True) -> dict[str, Any]:
+    """Processor model, cores this process may use, memory in GiB, and the accelerators that torch sees, if wanted."""
+    found: dict[str, Any] = {"cpu": cpu_model(), "cores": _usable_cores(), "memory_gib": _memory_gib()}
+    if not accelerators:
+        return found
     import torch
 
-    found: dict[str, Any] = {"cpu": cpu_model(), "cores": _usable_cores(), "memory_gib": _memory_gib()}
     if torch.cuda.is_available():
         found["gpu"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     elif torch.backends.mps.is_available():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
 ARM_COLOURS = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 ARM_LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+ARM_MARKS = ("o", "s", "^", "D", "v", "P")
 ARM_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--rule)"} | {
     colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
@@ -238,6 +239,52 @@ def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bo
         axes.spines["bottom"].set_visible(False)
         salt = f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{'narrow' if narrow else 'wide'}"
         return svg(figure, salt, f"{title}: a point with its interval for {', '.join(rows)}")
+
+
+def difference_plot(
+    title: str,
+    differences: Mapping[str, Mapping[str, Mapping[str, float]]],
+    axis: str,
+    *,
+    scale: float = 1.0,
+    narrow: bool,
+) -> str:
+    """Differences with their intervals about a line at zero: a block a row, in it a point a run (colour and mark).
+
+    differences: {run: {row: {value, low, high}}} as drawn; `scale` multiplies them, `axis` says what they are.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys(name for found in differences.values() for name in found))
+    step = 0.7 / len(differences)
+    with rc_context(STYLE):
+        height = 0.9 + len(rows) * (0.14 + 0.17 * len(differences))
+        figure = Figure(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0.0, color=INK, linewidth=0.9)
+        for number, (run, found) in enumerate(differences.items()):
+            colour, mark = ARM_COLOURS[number % len(ARM_COLOURS)], ARM_MARKS[number % len(ARM_MARKS)]
+            for name, row in found.items():
+                place = rows.index(name) - 0.35 + step * (number + 0.5)
+                low, value, high = (scale * row[key] for key in ("low", "value", "high"))
+                axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+                label = run if name == next(iter(found)) else None
+                axes.plot(value, place, marker=mark, markersize=5, color=colour, linestyle="", label=label)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(axis)
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        bare(axes)
+        axes.spines["bottom"].set_visible(False)
+        if len(differences) > 1:
+            handles, names = axes.get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else 4, frameon=False, fontsize=9)
+        salt = f"differences-{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{'narrow' if narrow else 'wide'}"
+        return svg(
+            figure, salt, f"{title}: {axis} with intervals, for {', '.join(differences)}; the table has the same"
+        )
 
 
 def bar_plot(

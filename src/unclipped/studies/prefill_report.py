@@ -9,7 +9,7 @@ from typing import Any
 from unclipped.core.files import write_text
 from unclipped.studies.environment import environment
 from unclipped.studies.prefill_plots import both, frontier_plot, heads_plot, standalone
-from unclipped.studies.report import environment_rows, page_environment
+from unclipped.studies.report import write_sections
 
 _KINDS = {"pattern": "the pattern", "oracle": "oracle, as many blocks", "random": "random, as many blocks"}
 
@@ -84,7 +84,7 @@ def write_quality_report(path: Path, results: Mapping[str, Any]) -> Path:
         f"{results['prompts']:,} prompts of {results['task']} to {results['model']}, {tokens['least']:,} to "
         f"{tokens['most']:,} tokens."
     )
-    return _write(path, "Quality of sparse prefill", lead, sections)
+    return write_sections(path, "Quality of sparse prefill", lead, sections, environment())
 
 
 def _quality_row(name: str, row: Mapping[str, Any], scored: bool) -> list[str]:
@@ -173,7 +173,7 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
         f"{results['prompts']['verify']} verified: density {chosen['density']:.3f}, KL {chosen['kl']:.4f} (bound "
         f"{bounds['kl']:g})."
     )
-    return _write(output / "report.html", "Search of a sparse prefill", lead, sections)
+    return write_sections(output / "report.html", "Search of a sparse prefill", lead, sections, environment())
 
 
 def _frontier_row(row: Mapping[str, Any], has_rulers: bool) -> list[str]:
@@ -188,16 +188,6 @@ def _frontier_row(row: Mapping[str, Any], has_rulers: bool) -> list[str]:
         cells += [f"{row[kind]['kl']:.4f}" for kind in ("oracle", "random")]
         cells += [f"{row[kind]['mass']:.3f}" for kind in ("oracle", "random")]
     return cells + ([_interval(row["score"]), _difference(row["difference"])] if "score" in row else [])
-
-
-def _write(path: Path, title: str, lead: str, sections: list[dict[str, Any]]) -> Path:
-    recipe = path.parent / "recipe.yaml"
-    text = page_environment().get_template("prefill.html.j2").render(
-        title=title, lead=lead, sections=sections, environment=environment_rows(environment()),
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
-    )  # fmt: skip
-    write_text(path, text)
-    return path
 
 
 def _share(value: float | None) -> str:

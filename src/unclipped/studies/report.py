@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from unclipped.studies.report_data import (
     ReportData,
     clock,
     formatted,
+    formatted_difference,
     formatted_interval,
     metric_of,
 )
@@ -43,7 +44,7 @@ def render_report(data: ReportData) -> str:
     pages = page_environment()
     pages.filters["figure"] = lambda row: formatted(metric_of(row), row[metric_of(row)])
     pages.filters["interval"] = formatted_interval
-    pages.filters["difference"] = _difference
+    pages.filters["difference"] = formatted_difference
     labels = {arm: label_of(data, arm) for arm in (*data.arms, *data.curves)}
     has_perplexity = any(stage.perplexity_after is not None for stage in data.stages)
     return pages.get_template("report.html.j2").render(
@@ -79,6 +80,23 @@ def page_environment() -> Environment:
     )
     pages.filters["clock"] = clock
     return pages
+
+
+def write_sections(
+    path: Path, title: str, lead: str, sections: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
+) -> Path:
+    """Write a page of plots and tables and return its path; the run's recipe.yaml beside it stands at its end.
+
+    sections: each {title, text, figures: [{wide, narrow}], head, rows of cells}. Raises UnclippedError when it cannot
+    be written.
+    """
+    recipe = path.parent / "recipe.yaml"
+    text = page_environment().get_template("sections.html.j2").render(
+        title=title, lead=lead, sections=sections, environment=environment_rows(environment),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+    )  # fmt: skip
+    write_text(path, text)
+    return path
 
 
 def _plots(data: ReportData, labels: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -118,12 +136,6 @@ def _loss(data: ReportData, labels: Mapping[str, str]) -> dict[str, str] | None:
 
 def _png_uri(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def _difference(row: Mapping[str, float], metric: str) -> str:
-    scale, digits = (100.0, 1) if metric in PERCENT_METRICS else (1.0, 3)
-    value, low, high = (f"{scale * row[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def image_uri(item: GalleryItem) -> dict[str, Any] | None:

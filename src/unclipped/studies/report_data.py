@@ -142,6 +142,13 @@ def formatted_interval(row: Row) -> str:
     return low.removesuffix("\N{NO-BREAK SPACE}%") + "\N{NO-BREAK SPACE}–\N{WORD JOINER}\N{NO-BREAK SPACE}" + high
 
 
+def formatted_difference(row: Mapping[str, float], metric: str) -> str:
+    """A difference with its interval: in points for accuracies, three decimals otherwise; always with its sign."""
+    scale, digits = (100.0, 1) if metric in PERCENT_METRICS else (1.0, 3)
+    value, low, high = (f"{scale * row[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 def clock(seconds: float) -> str:
     """Seconds as `45 s`, `3 min 20 s` or `2 h 5 min`."""
     whole = round(seconds)
