@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unclipped.attention.flex import flex_attention_by_plan
+from unclipped.attention.flex import flex_attention_by_plan, reason_against_flex
 from unclipped.attention.plan import BlockPlan
-from unclipped.attention.triton_backend import triton_attention
+from unclipped.attention.triton_backend import reason_against_triton, triton_attention
 from unclipped.core.errors import UsageError
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -61,6 +61,24 @@ def default_backend(device_type: str) -> str:
     if device_type == "cpu":
         return "gather"
     return "flex" if device_type == "cuda" and find_spec("triton") is not None else "reference"
+
+
+def reason_against(
+    backend: str, query: Tensor, key: Tensor, value: Tensor, *, key_block: int, scale: float
+) -> str | None:
+    """What `backend` cannot take of states that a model hands over, query (B, H, M, d), key and value (B, Hkv, N, d),
+    and of key blocks in tokens, with the remedy, or None. Asked before planning.
+
+    A backend that cannot run on this machine at all is no matter of the states: `sparse_attention` raises for it.
+    """
+    if key.shape != value.shape:
+        return (
+            f"block plans take values of the shape of the keys, found keys {tuple(key.shape)} and values "
+            f"{tuple(value.shape)}; run this model with its own attention"
+        )
+    if backend == "triton":
+        return reason_against_triton(query, key, value, key_block=key_block, scale=scale)
+    return reason_against_flex(query, key, value, key_block=key_block) if backend == "flex" else None
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan) -> None:

@@ -18,7 +18,7 @@ from unclipped.attention.calibration import FIXED, LENGTHS, Calibration, Shape, 
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Pattern
 from unclipped.attention.plan import BlockPlan, build_plan
-from unclipped.attention.sparse import default_backend, sparse_attention
+from unclipped.attention.sparse import default_backend, reason_against, sparse_attention
 from unclipped.core.errors import UsageError
 
 Fallback = Literal["auto", "never"]
@@ -185,6 +185,10 @@ class SparseState:
         reason, refusable = prefill.reason, prefill.refusable
         if reason is None and dropout > 0:
             reason, refusable = f"attention dropout of {dropout:g}", True
+        if reason is None:
+            chosen = self.backend or default_backend(query.device.type)
+            reason = reason_against(chosen, query, key, value, key_block=self.key_block, scale=scale)
+            refusable = reason is not None
         plans: list[BlockPlan | None] = []
         rule = FIXED
         if reason is None and self.fallback == "auto":
