@@ -1,4 +1,4 @@
-"""What a backend cannot take: dense with the reason recorded, or an error. Tensors without storage stand for a GPU's."""
+"""What a backend cannot take: dense with its reason recorded, or an error. Fake tensors stand for those of a GPU."""
 
 from __future__ import annotations
 
