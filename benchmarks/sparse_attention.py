@@ -3,12 +3,15 @@
 Both sides run in one process, in turns; the side that goes first changes. Reported for each pattern and length: the
 median of the ratios of times with the smallest and largest, the density of the plan (attended pairs over causal pairs)
 and the efficiency, speed-up × density, which is 1 where skipping costs nothing. Choosing blocks and building the plan
-are timed apart. With --pattern and several lengths the growth of time and of extra memory is printed at the end.
+are timed apart. Memory is measured when all times are taken (Linux): the growth of the process's resident memory at its
+peak, beyond the inputs and the output, also with the output, and that of choosing and planning. With --pattern and
+several lengths the growth of time and memory from the first to the last is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import statistics
@@ -25,11 +28,14 @@ from unclipped.attention.layout import Layout
 from unclipped.attention.plan import BlockPlan, build_plan
 from unclipped.attention.sparse import sparse_attention
 from unclipped.attention.syntax import parse_pattern
+from unclipped.evaluation.sparse.memory import peak_bytes
 
 EXAMPLES = """examples:
   python benchmarks/sparse_attention.py --dtype fp32 --length 8192 --threads 2
   python benchmarks/sparse_attention.py --pattern "topk(8)" --pattern "sink(128) + window(1024)" --length 8192 32768
+  python benchmarks/sparse_attention.py --pattern "topk(3)" --length 8192 32768 --sparse-only --clock cpu --threads 1
 """
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -39,66 +45,90 @@ def patterns_for(length: int) -> list[str]:
     return [f"window({tokens})", f"sink(128) + window({tokens - 128})", f"topk({tokens // 128 - 1})"]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+class Case:
+    """Random states of one length and a pattern."""
+
+    def __init__(self, text: str, length: int, arguments: argparse.Namespace) -> None:
+        generator = torch.Generator().manual_seed(0)
+        counts = (arguments.heads, arguments.key_heads, arguments.key_heads)
+        self.query, self.key, self.value = (
+            torch.randn(1, count, length, arguments.width, generator=generator).to(DTYPES[arguments.dtype])
+            for count in counts
+        )
+        self.layout = Layout.from_token_types([1] * length, [(1, length // 64, 64)])
+        self.pattern, self.scale = parse_pattern(text), arguments.width**-0.5
+        self.blocks = {"key_block": arguments.key_block, "query_block": arguments.query_block}
+
+    def plan(self) -> BlockPlan:
+        return build_plan(self.pattern, self.layout, **self.blocks, query=self.query[0], key=self.key[0])
+
+    def sparse(self, plan: BlockPlan) -> Tensor:
+        return sparse_attention(self.query, self.key, self.value, plan, scale=self.scale)
+
+    def dense(self) -> Tensor:
+        return F.scaled_dot_product_attention(
+            self.query, self.key, self.value, is_causal=True, scale=self.scale, enable_gqa=True
+        )
 
 
-def resident_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+def return_freed_memory() -> None:
+    """Have the C library give freed memory back at once, else what earlier calls freed is used again unseen."""
+    mmap_threshold, trim_threshold = -3, -1  # as in malloc.h
+    library = ctypes.CDLL(None)
+    library.mallopt(mmap_threshold, 1 << 16)
+    library.mallopt(trim_threshold, 0)
 
 
-def extra_memory(run: Callable[[], object]) -> int:
-    """Bytes that a call rises above what was resident before it (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_bytes("VmRSS")
-    run()
-    return resident_bytes("VmHWM") - before
+@torch.no_grad()
+def measure_memory(text: str, length: int, arguments: argparse.Namespace) -> dict[str, int | None]:
+    """Peak bytes beyond the inputs: of attention with and without its output, and of choosing and planning."""
+    case, cpu = Case(text, length, arguments), torch.device("cpu")
+    plan = case.plan()
+    output = case.query.numel() * case.query.element_size()
+    peak = peak_bytes(lambda: case.sparse(plan), cpu)
+    return {
+        "extra_bytes": None if peak is None else peak - output,
+        "extra_bytes_with_output": peak,
+        "plan_bytes": peak_bytes(case.plan, cpu),
+    }
 
 
 def measure(text: str, length: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    heads, key_heads, width = arguments.heads, arguments.key_heads, arguments.width
+    case, clock = Case(text, length, arguments), CLOCKS[arguments.clock]
 
-    def fresh(count: int) -> Tensor:
-        return torch.randn(1, count, length, width, generator=generator).to(DTYPES[arguments.dtype])
-
-    query, key, value = fresh(heads), fresh(key_heads), fresh(key_heads)
-    layout = Layout.from_token_types([1] * length, [(1, length // 64, 64)])
-    pattern, scale = parse_pattern(text), width**-0.5
-    blocks = {"key_block": arguments.key_block, "query_block": arguments.query_block}
-
-    def plan_now() -> BlockPlan:
-        return build_plan(pattern, layout, **blocks, query=query[0], key=key[0])
-
-    def sparse() -> Tensor:
-        return sparse_attention(query, key, value, plan, scale=scale)
-
-    def dense() -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    def seconds(run: Callable[[], object]) -> float:
+        start = clock()
+        run()
+        return clock() - start
 
     with torch.no_grad():
-        plan = plan_now()
-        sparse()
+        plan = case.plan()
+        case.sparse(plan)
         planning, own, theirs = [], [], []
         for repeat in range(arguments.repeats):
             for side in ("own", "theirs") if repeat % 2 == 0 else ("theirs", "own"):
                 if side == "own":
-                    own.append(seconds(sparse))
+                    own.append(seconds(lambda: case.sparse(plan)))
                 else:
-                    theirs.append(math.nan if arguments.sparse_only else seconds(dense))
-            planning.append(seconds(plan_now))
-        memory = extra_memory(sparse)
+                    theirs.append(math.nan if arguments.sparse_only else seconds(case.dense))
+            planning.append(seconds(case.plan))
     ratios = [b / a for a, b in zip(own, theirs, strict=True)]
     speedup = statistics.median(ratios)
     return {
         "pattern": text, "length": length, "density": plan.density, "speedup": speedup, "low": min(ratios),
         "high": max(ratios), "efficiency": speedup * plan.density, "sparse_seconds": statistics.median(own),
         "dense_seconds": statistics.median(theirs), "plan_seconds": statistics.median(planning),
-        "extra_bytes": memory,
     }  # fmt: skip
+
+
+def mebibytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 2**20:.1f}"
+
+
+def growth(rows: list[dict[str, Any]], field: str) -> str:
+    """The last over the first."""
+    first, last = rows[0][field], rows[-1][field]
+    return f"× {last / first:.2f}" if first and last else "–"
 
 
 def parse() -> argparse.Namespace:
@@ -118,6 +148,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sparse-only", action="store_true", help="leave dense attention out: growth of long rows")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: the process's own time, for busy machines"
+    )
     parser.add_argument("--json", metavar="FILE", help="write figures and settings here")
     return parser.parse_args()
 
@@ -133,17 +166,28 @@ def main() -> None:
             print(
                 f"{length:6d} {text:32s} density {row['density']:.3f}  {row['dense_seconds'] * 1e3:8.1f} ms dense  "
                 f"{row['sparse_seconds'] * 1e3:7.1f} ms sparse  speed-up {row['speedup']:.2f} [{row['low']:.2f}, "
-                f"{row['high']:.2f}]  efficiency {row['efficiency']:.2f}  plan {row['plan_seconds'] * 1e3:.1f} ms  "
-                f"extra {row['extra_bytes'] / 2**20:.0f} MiB",
+                f"{row['high']:.2f}]  efficiency {row['efficiency']:.2f}  plan {row['plan_seconds'] * 1e3:.1f} ms",
                 flush=True,
             )
+    return_freed_memory()
+    for row in rows:
+        row |= measure_memory(row["pattern"], row["length"], arguments)
+        beyond, whole, plan = (
+            mebibytes(row[field]) for field in ("extra_bytes", "extra_bytes_with_output", "plan_bytes")
+        )
+        print(
+            f"{row['length']:6d} {row['pattern']:32s} MiB beyond inputs and output {beyond}, with output {whole}, "
+            f"choosing and planning {plan}",
+            flush=True,
+        )
     if arguments.pattern and len(arguments.length) > 1:
         for text in arguments.pattern:
             mine = [row for row in rows if row["pattern"] == text]
-            time_growth = mine[-1]["sparse_seconds"] / mine[0]["sparse_seconds"]
-            memory_growth = mine[-1]["extra_bytes"] / max(1, mine[0]["extra_bytes"])
-            lengths = f"{mine[0]['length']} to {mine[-1]['length']}"
-            print(f"{text}: {lengths} tokens, time × {time_growth:.2f}, extra memory × {memory_growth:.2f}")
+            print(
+                f"{text}: {mine[0]['length']} to {mine[-1]['length']} tokens, time {growth(mine, 'sparse_seconds')}, "
+                f"memory beyond inputs and output {growth(mine, 'extra_bytes')}, with output "
+                f"{growth(mine, 'extra_bytes_with_output')}"
+            )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"settings": vars(arguments), "rows": rows}, indent=2) + "\n")
 

@@ -3,15 +3,18 @@
 The decoder has the shape of Qwen3-0.6B with random weights; --layers cuts it. All tokens but 64 of text before and
 behind are one image. Sides run in turns, the side that goes first changes. Reported: seconds of both, the median ratio
 with the smallest and largest, what the layers did, the attention's share of the dense prefill (by its own time) and
-the bound that this share sets: 1 / (1 − share) were attention free.
+the bound that this share sets: 1 / (1 − share) were attention free. Also what making plans takes of the sparse prefill:
+for a static pattern their building, once for all layers, for a dynamic one choosing and building in each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from unclipped.attention.layout import Layout
 from unclipped.attention.prefill import sparse_prefill
+from unclipped.attention.syntax import parse_pattern
 
 EXAMPLES = """examples:
   python benchmarks/sparse_prefill.py --length 16384 --layers 8 --dtype bf16
   python benchmarks/sparse_prefill.py --length 4096 --layers 8 --fallback auto
+  python benchmarks/sparse_prefill.py --layers 2 --threads 1 --sparse-only --clock cpu --repeats 3
 """
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TEXT = 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,12 +54,12 @@ def build(arguments: argparse.Namespace) -> Qwen3ForCausalLM:
 
 
 @torch.no_grad()
-def prefill_seconds(model: Qwen3ForCausalLM, ids: Tensor) -> float:
+def prefill_seconds(model: Qwen3ForCausalLM, ids: Tensor, clock: Callable[[], float]) -> float:
     synchronise(ids)
-    start = time.perf_counter()
+    start = clock()
     model(input_ids=ids, use_cache=True, logits_to_keep=1)
     synchronise(ids)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronise(tensor: Tensor) -> None:
@@ -65,13 +71,13 @@ def attention_seconds(length: int, arguments: argparse.Namespace) -> float:
     """Dense attention of all layers alone, median of three."""
     shape = (1, 16, length, 128)
     query, key, value = (torch.randn(shape, dtype=DTYPES[arguments.dtype], device=arguments.device) for _ in range(3))
-    times = []
+    times, clock = [], CLOCKS[arguments.clock]
     for _ in range(3):
         synchronise(query)
-        start = time.perf_counter()
+        start = clock()
         F.scaled_dot_product_attention(query, key, value, is_causal=True)
         synchronise(query)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times) * arguments.layers
 
 
@@ -83,26 +89,35 @@ def measure(model: Qwen3ForCausalLM, length: int, text: str, arguments: argparse
     types = [0] * TEXT + [1] * visual + [0] * (length - TEXT - visual)
     layout = Layout.from_token_types(types, [(1, visual // columns, columns)])
     times: dict[str, list[float]] = {"sparse": [], "dense": []}
-    report = []
+    report, clock = [], CLOCKS[arguments.clock]
+    plan_seconds, plan_shares = [], []
     for repeat in range(-1, arguments.repeats):
         for side in ("sparse", "dense") if repeat % 2 else ("dense", "sparse"):
-            if side == "sparse":
+            if side == "dense" and arguments.sparse_only:
+                elapsed = math.nan
+            elif side == "sparse":
                 with sparse_prefill(model, text, fallback=arguments.fallback, layouts=[layout]) as sparse:
-                    elapsed = prefill_seconds(model, ids)
+                    sparse.state.clock = clock
+                    elapsed = prefill_seconds(model, ids, clock)
                     report = sparse.report()
+                if repeat >= 0:
+                    plan_seconds.append(sum(record.plan_seconds for record in report))
+                    plan_shares.append(plan_seconds[-1] / elapsed)
             else:
-                elapsed = prefill_seconds(model, ids)
+                elapsed = prefill_seconds(model, ids, clock)
             if repeat >= 0:
                 times[side].append(elapsed)
     ratios = [dense / own for own, dense in zip(times["sparse"], times["dense"], strict=True)]
     dense_seconds = statistics.median(times["dense"])
-    share = attention_seconds(length, arguments) / dense_seconds
+    share = math.nan if arguments.sparse_only else attention_seconds(length, arguments) / dense_seconds
     return {
         "pattern": text, "length": length, "sparse_seconds": statistics.median(times["sparse"]),
         "dense_seconds": dense_seconds, "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
         "mode": report[0].mode, "reason": report[0].reason,
         "density": sum(record.density for record in report) / len(report), "attention_share": share,
-        "bound": 1 / max(1e-9, 1 - share),
+        "bound": 1 / max(1e-9, 1 - share), "plans": "selection" if parse_pattern(text).is_dynamic else "plan building",
+        "plan_seconds": statistics.median(plan_seconds), "plan_share": statistics.median(plan_shares),
+        "plan_share_most": max(plan_shares),
     }  # fmt: skip
 
 
@@ -120,6 +135,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fallback", choices=("auto", "never"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sparse-only", action="store_true", help="leave the dense side out: only the share of plans")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: the process's own time, for busy machines"
+    )
     parser.add_argument("--json", metavar="FILE", help="write figures and settings here")
     return parser.parse_args()
 
@@ -137,7 +156,8 @@ def main() -> None:
                 f"{length:6d} {text:28s} {row['mode']} {row['reason'] or ''} density {row['density']:.3f}  dense "
                 f"{row['dense_seconds']:.2f} s  sparse {row['sparse_seconds']:.2f} s  ratio {row['ratio']:.2f} "
                 f"[{row['low']:.2f}, {row['high']:.2f}]; attention's share {row['attention_share']:.0%}: "
-                f"at most {row['bound']:.2f}",
+                f"at most {row['bound']:.2f}; {row['plans']} {row['plan_seconds'] * 1e3:.1f} ms, "
+                f"{row['plan_share']:.2%} of the sparse prefill (at most {row['plan_share_most']:.2%})",
                 flush=True,
             )
     if arguments.json:

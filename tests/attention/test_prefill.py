@@ -311,6 +311,18 @@ def test_a_pattern_for_each_layer(pattern: str | list[str]) -> None:
     assert densities[1] < 0.6
 
 
+def test_layers_tell_what_their_plans_took() -> None:
+    """A static pattern is planned by the first layer that needs it, a dynamic one by each, at every prefill."""
+    model, inputs = text_model("qwen3"), text_inputs()
+    ticks = iter(range(100))
+    for text, taken in (("window(8)", [[2.0, 0.0], [0.0, 0.0]]), ("topk(1)", [[2.0, 2.0], [2.0, 2.0]])):
+        with sparse_prefill(model, text, fallback="never", **BLOCKS) as sparse, torch.no_grad():
+            sparse.state.clock = lambda: float(next(ticks))
+            for expected in taken:
+                model(**inputs)
+                assert [record.plan_seconds for record in sparse.report()] == expected
+
+
 def given_layout(model: Any) -> None:
     with sparse_prefill(
         model, "window(8)", fallback="never", layouts=[Layout.from_token_types([0] * 80)] * 2, **BLOCKS

@@ -72,4 +72,4 @@ class Blocks:
 
 def overlap(query: Bounds, key: Bounds, reach: int = 0) -> np.ndarray:
     """Whether some pair of values from two blocks' bounds is at most `reach` apart, bool (query blocks, key blocks)."""
-    return (query[0][:, None] - key[1][None, :] <= reach) & (key[0][None, :] - query[1][:, None] <= reach)
+    return (query[0][:, None] <= key[1][None, :] + reach) & (key[0][None, :] <= query[1][:, None] + reach)

@@ -20,6 +20,9 @@ from unclipped.core.errors import UsageError
 
 SMALLEST_BLOCK = 128
 """Keys that a block must hold a multiple of."""
+SMALLEST_HEAD = 16
+"""Least width of a head on CUDA (torch 2.13)."""
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUCKET = 1024
 """Tokens that lengths are rounded up to, so that few sizes are compiled."""
 
@@ -35,19 +38,14 @@ def compiled() -> Callable[..., Any]:
 def flex_attention_by_plan(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, *, scale: float) -> Tensor:
     """query (1, H, M, d), key and value (1, Hkv, N, d) → (1, H, M, d).
 
-    Raises UsageError for float64, for blocks smaller than the kernel's own tiles (it would read past them without a
-    word), and for gradients on a CPU, which the compiled kernel does not have.
+    Raises UsageError for other types than float32, bfloat16 and float16, for blocks smaller than the kernel's own tiles
+    (it would read past them without a word), for heads below 16 on CUDA, and for gradients on a CPU, which the compiled
+    kernel does not have.
     """
-    if plan.key_block % SMALLEST_BLOCK:
-        raise UsageError(
-            f"backend flex takes key blocks of a multiple of {SMALLEST_BLOCK} tokens, found {plan.key_block}; "
-            "use backend='gather'"
-        )
-    needs_gradient = torch.is_grad_enabled() and any(s.requires_grad for s in (query, key, value))
-    if query.device.type == "cpu" and needs_gradient:
-        raise UsageError("backend flex computes no gradients on a CPU; train with backend='gather'")
-    if query.dtype == torch.float64:
-        raise UsageError("backend flex takes float32, bfloat16 and float16; use backend='gather' for float64")
+    needs_gradient = is_differentiated(query, key, value)
+    reason = reason_against_flex(query, key, value, key_block=plan.key_block)
+    if reason is not None:
+        raise UsageError(reason)
     before = plan.offset - plan.first_block * plan.query_block  # tokens of the first query block without a query
     step = max(BUCKET, plan.query_block)
     queries, keys = (-(-length // step) * step for length in (before + query.shape[2], plan.length))
@@ -56,6 +54,37 @@ def flex_attention_by_plan(query: Tensor, key: Tensor, value: Tensor, plan: Bloc
     mask = block_mask(plan, query.shape[1] // key.shape[1], (queries, keys), before, needs_gradient)
     output = compiled()(own.contiguous(), *filled, block_mask=mask, scale=scale, enable_gqa=True)
     return output[:, :, before : before + query.shape[2]]
+
+
+def is_differentiated(*states: Tensor) -> bool:
+    """Whether a gradient of any of the states is asked for."""
+    return torch.is_grad_enabled() and any(one.requires_grad for one in states)
+
+
+def reason_against_flex(query: Tensor, key: Tensor, value: Tensor, *, key_block: int) -> str | None:
+    """What the kernel cannot take of types, widths (…, d), key blocks in tokens and gradients, with the remedy, or
+    None."""
+    device = query.device.type
+    fitting = "gather" if device == "cpu" else "reference"
+    if key_block % SMALLEST_BLOCK:
+        return (
+            f"backend flex takes key blocks of a multiple of {SMALLEST_BLOCK} tokens, found {key_block}; "
+            f"use backend='{fitting}', or other blocks"
+        )
+    if device == "cpu" and is_differentiated(query, key, value):
+        return "backend flex computes no gradients on a CPU; train with backend='gather'"
+    if query.dtype not in _DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
+        found = ", ".join(str(states.dtype).removeprefix("torch.") for states in (query, key, value))
+        return (
+            f"backend flex takes float32, bfloat16 or float16, the same for all, found {found}; "
+            f"use backend='{fitting}' for others"
+        )
+    if device == "cuda" and query.shape[-1] < SMALLEST_HEAD:
+        return (
+            f"backend flex takes heads of at least {SMALLEST_HEAD} on CUDA, found {query.shape[-1]}; "
+            "use backend='reference'"
+        )
+    return None
 
 
 def block_mask(plan: BlockPlan, group: int, shape: tuple[int, int], before: int, needs_gradient: bool) -> Any:

@@ -1,8 +1,12 @@
-"""A picture of static patterns: which keys one visual token attends to, on the grid of its page."""
+"""A picture of static patterns: which keys one visual token attends to, on the grid of its page.
+
+`python -m unclipped.attention.picture docs/images/patterns.png` draws the one of the documentation.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +16,18 @@ from unclipped.attention.layout import Layout
 from unclipped.attention.syntax import parse_pattern
 from unclipped.core.errors import UsageError
 
+SHOWN = (
+    "window(24)",
+    "sink(2) + window(24)",
+    "window2d(2, 2)",
+    "window2d(3, 1)",
+    "tiles(4, 6)",
+    "grid(4)",
+    "grid(4, axis=row)",
+    "global_text",
+    "global_text + window2d(2, 2)",
+)
+"""Panels of the documentation's picture."""
 INK = {"query": "#c0392b", "key": "#2c6fad", "later": "#e4e4e4", "other": "#f7f7f7"}
 
 
@@ -29,7 +45,7 @@ def draw_patterns(
     prefix = 4
     layout = Layout.from_token_types([0] * prefix + [1] * (rows * columns), [(1, rows, columns)])
     query = prefix + place[0] * columns + place[1]
-    across = min(4, len(patterns))
+    across = min(len(patterns), min((4, 3), key=lambda panels: -len(patterns) % panels))  # the fewest empty places
     down = math.ceil(len(patterns) / across)
     figure = Figure(figsize=(2.6 * across, 3.0 * down), layout="constrained")
     for index, text in enumerate(patterns):
@@ -50,3 +66,7 @@ def draw_patterns(
         axes.set_title(text, fontsize=9)
         axes.axis("off")
     figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
+
+
+if __name__ == "__main__":
+    draw_patterns(SHOWN, sys.argv[1])

@@ -221,9 +221,11 @@ def _assemble(
 def _listed(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """bool (heads, nbq, nbk) → the chosen blocks, ascending, filled up with -1, and their counts, int64."""
     counts = chosen.sum(axis=-1)  # (heads, nbq)
-    longest = max(1, int(counts.max()))
-    order = np.argsort(~chosen, axis=-1, kind="stable")[..., :longest]  # chosen blocks first, ascending
-    return np.where(np.arange(longest) < counts[..., None], order, -1).astype(np.int64), counts.astype(np.int64)
+    lists = np.full((*counts.shape, max(1, int(counts.max()))), -1, dtype=np.int64)
+    heads, rows, blocks = np.nonzero(chosen)  # ordered by head, row and block
+    before = np.cumsum(counts).reshape(counts.shape) - counts  # listed ahead of each row
+    lists[heads, rows, np.arange(len(blocks)) - before[heads, rows]] = blocks
+    return lists, counts.astype(np.int64)
 
 
 def refuse_empty_rows(pattern: Pattern, layout: Layout, offset: int = 0, stop: int | None = None) -> None:

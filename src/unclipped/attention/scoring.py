@@ -17,6 +17,9 @@ from unclipped.attention.blocks import Blocks
 from unclipped.attention.patterns import Pattern
 from unclipped.core.errors import UsageError
 
+_POOLED_BYTES = 1 << 21  # of a portion of states in float32, while they are pooled on a CPU
+_FOLDED_BYTES = 1 << 21  # of a portion of antidiagonal scores, which are quadratic
+
 
 class BlockScores:
     """Estimates of attention between blocks, for one row: query (H, M, d) from token `offset` on, key (Hkv, N, d).
@@ -49,7 +52,7 @@ class BlockScores:
         query = block_means(self.query, self.query_blocks.size, self.lacking)  # (H, nbq, d)
         query = query.view(heads, self.group, -1, width).mean(dim=1)  # (Hkv, nbq, d)
         key = block_means(self.key, self.key_blocks.size)  # (Hkv, nbk, d)
-        return self._normalise(query @ key.transpose(1, 2) * self.scale)
+        return self._normalise((query @ key.transpose(1, 2)).mul_(self.scale))
 
     def antidiagonal(self, stride: int) -> Tensor:
         """Attention summed along strided antidiagonals inside each block, as XAttention estimates it: (Hkv, nbq, nbk).
@@ -69,14 +72,22 @@ class BlockScores:
         begin = int(self.query_blocks.first[0]) // stride
         reach = F.pad(self.reach[:length], (0, padding), value=length - 1).unflatten(0, (-1, stride)).amax(dim=1)
         reach = reach[begin : begin + folded_query.shape[1]] // stride  # (query folds,): last fold that each may see
-        future = torch.arange(folded_key.shape[1], device=query.device)[None, :] > reach[:, None]
+        folds = torch.arange(folded_key.shape[1], device=query.device)
+        portion = max(1, _FOLDED_BYTES // (4 * self.group * folded_key.shape[1]))
         result = []
         for head in range(key.shape[0]):
             own = folded_query[head * self.group : (head + 1) * self.group]  # (G, query folds, stride·d)
-            scores = (own @ folded_key[head].T).float() * (self.scale / stride)  # (G, query folds, folds)
-            mass = scores.masked_fill_(future, float("-inf")).softmax(dim=-1).sum(dim=0)  # (query folds, folds)
+            masses = []
+            for part, seen in zip(own.split(portion, dim=1), reach.split(portion), strict=True):
+                near = folds[: int(seen.max()) + 1]  # what no query of the portion sees is not computed
+                scores = (
+                    (part @ folded_key[head, : len(near)].T).float().mul_(self.scale / stride)
+                )  # (G, portion, near)
+                mass = scores.masked_fill_(near[None, :] > seen[:, None], float("-inf")).softmax(dim=-1).sum(dim=0)
+                mass = block_sums(mass, self.key_blocks.size // stride)  # (portion, near blocks)
+                masses.append(F.pad(mass, (0, self.key_blocks.count - mass.shape[1])))  # (portion, nbk)
+            mass = torch.cat(masses)  # (query folds, nbk)
             mass[: self.lacking // stride] = 0.0
-            mass = block_sums(mass, self.key_blocks.size // stride)  # (query folds, nbk)
             result.append(block_sums(mass.T, self.query_blocks.size // stride).T)  # (nbq, nbk)
         mass = torch.stack(result) * self.candidates  # (Hkv, nbq, nbk)
         return mass / mass.sum(dim=-1, keepdim=True).clamp(min=1e-20)
@@ -99,22 +110,27 @@ class BlockScores:
         return torch.tensor(places, device=self.query.device)
 
     def _normalise(self, scores: Tensor) -> Tensor:
-        scores = scores.float().masked_fill(~self.candidates, float("-inf"))
-        return torch.nan_to_num(scores.softmax(dim=-1), nan=0.0)
+        scores = scores.float().masked_fill_(~self.candidates, float("-inf"))
+        return torch.nan_to_num_(scores.softmax(dim=-1), nan=0.0)
 
 
 def block_means(states: Tensor, size: int, lacking: int = 0) -> Tensor:
-    """(heads, N, d) → means of blocks of `size` tokens, (heads, blocks, d); the last over the tokens that it has, and
-    the first without the `lacking` ones before it."""
+    """(heads, N, d) → means of blocks of `size` tokens, (heads, blocks, d), in float32 or as the states are float64;
+    the last over the tokens that it has, and the first without the `lacking` ones before it."""
+    exact = torch.float64 if states.dtype == torch.float64 else torch.float32
     if lacking:
-        first = states[:, : size - lacking].mean(dim=1, keepdim=True)
+        first = states[:, : size - lacking].mean(dim=1, keepdim=True, dtype=exact)
         rest = states[:, size - lacking :]
         return torch.cat([first, block_means(rest, size)], dim=1) if rest.shape[1] else first
     whole = states.shape[1] // size * size
-    means = states[:, :whole].unflatten(1, (-1, size)).mean(dim=2)
-    if whole == states.shape[1]:
-        return means
-    return torch.cat([means, states[:, whole:].mean(dim=1, keepdim=True)], dim=1)
+    blocks = states[:, :whole].unflatten(1, (-1, size))  # (heads, blocks, size, d)
+    portion = max(1, blocks.shape[1])
+    if states.device.type == "cpu":  # sums of half precision go through a copy in float32: one that stays in the cache
+        portion = max(1, _POOLED_BYTES // (states.shape[0] * size * states.shape[2] * exact.itemsize))
+    means = [part.mean(dim=2, dtype=exact) for part in blocks.split(portion, dim=1)]
+    if whole < states.shape[1]:
+        means.append(states[:, whole:].mean(dim=1, keepdim=True, dtype=exact))
+    return torch.cat(means, dim=1)
 
 
 def block_sums(values: Tensor, size: int) -> Tensor:

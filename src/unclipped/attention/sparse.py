@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unclipped.attention.flex import flex_attention_by_plan
+from unclipped.attention.flex import flex_attention_by_plan, reason_against_flex
 from unclipped.attention.plan import BlockPlan
-from unclipped.attention.triton_backend import triton_attention
+from unclipped.attention.triton_backend import reason_against_triton, triton_attention
 from unclipped.core.errors import UsageError
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 BACKENDS = ("gather", "triton", "flex", "reference")
-_GATHERED_BYTES = 1 << 25  # keys and values gathered at a time: about a CPU's last-level cache
+_WORK_BYTES = 1 << 23  # gathered keys and values and results of one call of the kernel; from 4 MiB on as fast
 
 
 def sparse_attention(
@@ -61,6 +61,24 @@ def default_backend(device_type: str) -> str:
     if device_type == "cpu":
         return "gather"
     return "flex" if device_type == "cuda" and find_spec("triton") is not None else "reference"
+
+
+def reason_against(
+    backend: str, query: Tensor, key: Tensor, value: Tensor, *, key_block: int, scale: float
+) -> str | None:
+    """What `backend` cannot take of states that a model hands over, query (B, H, M, d), key and value (B, Hkv, N, d),
+    and of key blocks in tokens, with the remedy, or None. Asked before planning.
+
+    A backend that cannot run on this machine at all is no matter of the states: `sparse_attention` raises for it.
+    """
+    if key.shape != value.shape:
+        return (
+            f"block plans take values of the shape of the keys, found keys {tuple(key.shape)} and values "
+            f"{tuple(value.shape)}; run this model with its own attention"
+        )
+    if backend == "triton":
+        return reason_against_triton(query, key, value, key_block=key_block, scale=scale)
+    return reason_against_flex(query, key, value, key_block=key_block) if backend == "flex" else None
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan) -> None:
@@ -118,16 +136,21 @@ class _Part:
     """Added to the scores, (m, 1, tokens, count·key_block)."""
 
 
-def _parts(plan: BlockPlan, head: int, width: int, dtype: torch.dtype) -> Iterator[_Part]:
-    """The calls that make up the attention of one key head: diagonals, whole blocks, then blocks behind the mask."""
-    for members, tokens in _by_size(plan, plan.is_diagonal.nonzero()[:, 0]):
-        yield _Part(_rows(plan, members, tokens), tokens, None)
+def _parts(plan: BlockPlan, head: int, group: int, width: int, dtype: torch.dtype) -> Iterator[_Part]:
+    """The calls that make up the attention of one key head: diagonals, whole blocks, then blocks behind the mask.
+
+    Each works on so many query blocks that its memory is bounded, whatever the length.
+    """
     bytes_of_block = 2 * plan.key_block * width * dtype.itemsize
+    bytes_of_row = 2 * group * plan.query_block * width * dtype.itemsize  # the result, and it joined
+    for part in plan.is_diagonal.nonzero()[:, 0].split(max(1, _WORK_BYTES // bytes_of_row)):
+        for members, tokens in _by_size(plan, part):
+            yield _Part(_rows(plan, members, tokens), tokens, None)
     row = head if plan.lists.shape[0] > 1 else 0
-    for members, lists in _groups(plan.counts[row], plan.lists[row], bytes_of_block):
+    for members, lists in _groups(plan.counts[row], plan.lists[row], bytes_of_block, bytes_of_row):
         for chosen, tokens in _by_size(plan, members):
             yield _Part(_rows(plan, chosen, tokens), tokens, lists[torch.isin(members, chosen)])
-    for members, lists in _groups(plan.partial_counts[row], plan.partial[row], 2 * bytes_of_block):
+    for members, lists in _groups(plan.partial_counts[row], plan.partial[row], 2 * bytes_of_block, bytes_of_row):
         for chosen, tokens in _by_size(plan, members):
             rows, listed = _rows(plan, chosen, tokens), lists[torch.isin(members, chosen)]
             keys = (listed[..., None] * plan.key_block + torch.arange(plan.key_block)).flatten(1)  # (m, keys)
@@ -137,13 +160,13 @@ def _parts(plan: BlockPlan, head: int, width: int, dtype: torch.dtype) -> Iterat
             yield _Part(rows, tokens, listed, mask[:, None])
 
 
-def _groups(counts: Tensor, lists: Tensor, bytes_of_block: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _groups(counts: Tensor, lists: Tensor, bytes_of_block: int, bytes_of_row: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Query blocks of one key head with lists of equal length: (m,) and their key blocks (m, count), in portions."""
     for count in counts.unique().tolist():
         if count == 0:
             continue
         members = (counts == count).nonzero()[:, 0]
-        portion = max(1, _GATHERED_BYTES // (count * bytes_of_block))
+        portion = max(1, _WORK_BYTES // (count * bytes_of_block + bytes_of_row))
         for part in members.split(portion):
             yield part, lists[part, :count]
 
@@ -213,7 +236,7 @@ def _gather_forward(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, 
         own, out, lse = query[span], output[span], sums[span]  # (G, M, d); the last two are filled in place
         keys = _Keys(key[head], value[head], plan, group)
         is_new = torch.ones(length, dtype=torch.bool)  # queries without any part so far
-        for part in _parts(plan, head, width, query.dtype):
+        for part in _parts(plan, head, group, width, query.dtype):
             result, part_lse = _flash(
                 _batched(own, part), *keys.of(part), 0.0, part.lists is None, attn_mask=part.mask, scale=scale
             )  # (m, G, tokens, d), (m, G, tokens)
@@ -253,7 +276,7 @@ def _gather_backward(
     for head in range(key.shape[0]):
         span = slice(head * group, (head + 1) * group)
         keys = _Keys(key[head], value[head], plan, group)
-        for part in _parts(plan, head, width, query.dtype):
+        for part in _parts(plan, head, group, width, query.dtype):
             grad, own, out = (_batched(states[span], part) for states in (gradient, query, output))
             joined = _batched(sums[span], part).contiguous()  # (m, G, tokens)
             results = _flash_backward(

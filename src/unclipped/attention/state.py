@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -18,7 +19,7 @@ from unclipped.attention.calibration import FIXED, LENGTHS, Calibration, Shape, 
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Pattern
 from unclipped.attention.plan import BlockPlan, build_plan
-from unclipped.attention.sparse import default_backend, sparse_attention
+from unclipped.attention.sparse import default_backend, reason_against, sparse_attention
 from unclipped.core.errors import UsageError
 
 Fallback = Literal["auto", "never"]
@@ -81,6 +82,9 @@ class LayerRecord:
     """Why it ran dense."""
     density: float
     """Attended pairs over those of dense causal attention, mean over rows."""
+    plan_seconds: float = field(default=0.0, compare=False)
+    """Time of this layer's plans, all rows: for a static pattern their building, in the layer that first needs them;
+    for a dynamic one also pooling, scoring and choosing. On a GPU with the wait for what was asked of it before."""
 
 
 class SparseState:
@@ -104,6 +108,9 @@ class SparseState:
         self.is_paused = False
         # Of this thread's forward: its rows, or why there are none.
         self._prompt: ContextVar[Prompt | str] = ContextVar("prompt", default="the model was not called")
+        self.clock: Callable[[], float] = time.perf_counter
+        """What plans are timed by; benchmarks on busy machines take the process's own time."""
+        self._plan_seconds = 0.0  # since the layer began
         self._plans: dict[tuple[Layout, Pattern, int, int], BlockPlan] = {}
         self._told: set[str] = set()
 
@@ -185,6 +192,11 @@ class SparseState:
         reason, refusable = prefill.reason, prefill.refusable
         if reason is None and dropout > 0:
             reason, refusable = f"attention dropout of {dropout:g}", True
+        if reason is None:
+            chosen = self.backend or default_backend(query.device.type)
+            reason = reason_against(chosen, query, key, value, key_block=self.key_block, scale=scale)
+            refusable = reason is not None
+        self._plan_seconds = 0.0
         plans: list[BlockPlan | None] = []
         rule = FIXED
         if reason is None and self.fallback == "auto":
@@ -203,7 +215,7 @@ class SparseState:
         if reason is not None:
             if refusable and self.fallback == "never":
                 raise UsageError(f"sparse prefill cannot run in layer {layer}: {reason} (fallback='never')")
-            self._record(LayerRecord(layer, tokens, "dense", reason, 1.0))
+            self._record(LayerRecord(layer, tokens, "dense", reason, 1.0, self._plan_seconds))
             return None
         output = torch.zeros_like(query)  # (B, H, Tq, d)
         pieces = []
@@ -227,7 +239,8 @@ class SparseState:
             for b, span, piece in pieces:
                 output[b, :, span] = piece[0]
         densities = [plan.density for plan in plans if plan is not None]
-        self._record(LayerRecord(layer, tokens, "sparse", None, sum(densities) / len(densities)))
+        density = sum(densities) / len(densities)
+        self._record(LayerRecord(layer, tokens, "sparse", None, density, self._plan_seconds))
         return output
 
     def _plan(self, layer: int, row: Row, offset: int, query: Tensor, key: Tensor, scale: float) -> BlockPlan | None:
@@ -248,17 +261,22 @@ class SparseState:
             shift = row.start - offset
             queries, keys = slice(row.first + shift, row.stop + shift), slice(row.start, row.start + row.stop)
             with torch.no_grad():
-                return build_plan(
-                    pattern, row.layout, **blocks, **part, query=query[:, queries], key=key[:, keys], scale=scale
-                )
+                states = {"query": query[:, queries], "key": key[:, keys]}
+                return self._timed_plan(pattern, row.layout, **blocks, **part, **states, scale=scale)
         name = (row.layout, pattern, row.first, row.stop)
         held = self._plans.get(name)
         if held is None:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            held = build_plan(pattern, row.layout, **blocks, **part)
+            held = self._timed_plan(pattern, row.layout, **blocks, **part)
             self._plans[name] = held
         return held
+
+    def _timed_plan(self, pattern: Pattern, layout: Layout, **arguments: Any) -> BlockPlan:
+        start = self.clock()
+        plan = build_plan(pattern, layout, **arguments)
+        self._plan_seconds += self.clock() - start
+        return plan
 
     def _plan_reason(
         self, layer: int, row: Row, plan: BlockPlan | None, key_heads: int, rule: Calibration
@@ -270,7 +288,7 @@ class SparseState:
             name = (row.layout, pattern, 0, length)
             if name not in self._plans:
                 blocks: dict[str, Any] = {"key_block": self.key_block, "query_block": self.query_block}
-                self._plans[name] = build_plan(pattern, row.layout, **blocks, key_heads=key_heads)
+                self._plans[name] = self._timed_plan(pattern, row.layout, **blocks, key_heads=key_heads)
             plan = self._plans[name]
         return None if plan is None else rule.reason(plan, length)
 

@@ -102,23 +102,30 @@ def refuse_unsupported(query: Tensor, key: Tensor, value: Tensor, plan: BlockPla
             f"backend triton runs on CUDA devices, the queries are on {query.device}; leave `backend` away, or set "
             "TRITON_INTERPRET=1 to run its kernels step by step on a CPU"
         )
+    reason = reason_against_triton(query, key, value, key_block=plan.key_block, scale=scale)
+    if reason is not None:
+        raise UsageError(reason)
+
+
+def reason_against_triton(query: Tensor, key: Tensor, value: Tensor, *, key_block: int, scale: float) -> str | None:
+    """What the kernels cannot take of types, widths (…, d), key blocks in tokens and scale, with the remedy, or None.
+
+    Says nothing of the machine: whether Triton and a device are there.
+    """
     if query.dtype not in _DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
         found = ", ".join(str(states.dtype).removeprefix("torch.") for states in (query, key, value))
-        raise UsageError(
+        return (
             f"backend triton takes float32, bfloat16 or float16, the same for all, found {found}; "
             "use backend='reference' for others"
         )
     if query.shape[-1] > WIDEST_HEAD:
-        raise UsageError(
-            f"backend triton takes heads of at most {WIDEST_HEAD}, found {query.shape[-1]}; use backend='flex'"
-        )
-    if plan.key_block % SMALLEST_BLOCK:
-        raise UsageError(
-            f"backend triton takes key blocks of a multiple of {SMALLEST_BLOCK} tokens, found {plan.key_block}; "
+        return f"backend triton takes heads of at most {WIDEST_HEAD}, found {query.shape[-1]}; use backend='flex'"
+    if key_block % SMALLEST_BLOCK:
+        return (
+            f"backend triton takes key blocks of a multiple of {SMALLEST_BLOCK} tokens, found {key_block}; "
             "use backend='reference', or other blocks"
         )
-    if not scale > 0:
-        raise UsageError(f"backend triton: scale must be above 0, found {scale:g}")
+    return None if scale > 0 else f"backend triton: scale must be above 0, found {scale:g}; use backend='reference'"
 
 
 @dataclass(frozen=True)

@@ -246,8 +246,10 @@ def test_bench_of_a_model_with_an_image(folder: Path, tmp_path: Path) -> None:
     assert sparse["kernel"]["efficiency"] == pytest.approx(
         sparse["kernel"]["speed_up"]["median"] * sparse["kernel"]["density"]
     )
+    assert 0.0 < sparse["prefill"]["plan_share"]["least"] <= sparse["prefill"]["plan_share"]["most"] < 1.0
     assert sparse["bound_at_density"] <= row["bound"]
     assert fallen["prefill"]["sparse_layers"] == 0
+    assert fallen["prefill"]["plan_share"]["most"] == 0.0  # too short to be planned at all
     assert any("fewer than" in reason for reason in fallen["prefill"]["dense_because"])
     assert math.isfinite(found["exponents"]["topk(1)"]["prefill"])
     assert measure_speed(bench_config(folder, (60, 240)), tmp_path, resume=True, console=QUIET) == found

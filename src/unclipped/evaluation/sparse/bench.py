@@ -34,6 +34,7 @@ from unclipped.evaluation.sparse.scaling import amdahl, attention_share, exponen
 from unclipped.evaluation.sparse.subjects import Input, Subject, check_positions, layer_states, open_subject, timed
 
 RESULTS_FILE = "results.json"
+_FORM = 2  # of what is kept of a length
 PARTS = ("decode", "encoder", "connector", "prefill", "first step")
 
 
@@ -66,7 +67,7 @@ def measure_speed(
         "torch": str(torch.__version__),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
     }
-    file = MeasuredRows(output / "lengths.jsonl", fingerprint(machine), resume=resume)
+    file = MeasuredRows(output / "lengths.jsonl", fingerprint({**machine, "form": _FORM}), resume=resume)
     done = sum(str(tokens) in file for tokens in config.tokens)
     with counting("timing lengths", len(config.tokens), done, console) as counter:
         for tokens in config.tokens:
@@ -184,6 +185,7 @@ def measure_prefill(
 
     model, device = subject.model, subject.device
     reports: dict[str, Any] = {}
+    plan_shares: dict[str, list[float]] = {arm.config.label: [] for arm in arms}
 
     def forward() -> tuple[float, float]:
         cache = DynamicCache(config=model.config.get_text_config())
@@ -200,6 +202,8 @@ def measure_prefill(
         ) as sparse:  # fmt: skip
             result = forward()
             reports[arm.config.label] = sparse.summary()
+            plan_seconds = sum(record.plan_seconds for record in sparse.report())
+        plan_shares[arm.config.label].append(plan_seconds / result[0])
         return result
 
     parts: dict[str, list[float]] = {name: [seconds] for name, seconds in given.parts.items()}
@@ -222,8 +226,10 @@ def measure_prefill(
         name = arm.config.label
         summary = reports[name]
         ratios = ratio([seconds for seconds, _ in found[""]], [seconds for seconds, _ in found[name]])
+        shares = plan_shares[name][1:]  # the first one warmed up
         rows[name] = {
             **row(name, peak_bytes(lambda arm=arm: under(arm), device)),
+            "plan_share": spread(shares),
             "speed_up": ratios,
             "density": summary.density,
             "efficiency": ratios["median"] * summary.density,
@@ -271,7 +277,16 @@ def print_speed(results: Mapping[str, Any], console: Console) -> None:
         table = Table(title=title, title_justify="left")
         table.add_column("tokens", justify="right")
         table.add_column("pattern", overflow="fold")
-        for name in ("density", "dense s", "sparse s", "speed-up", "efficiency", "at most", "peak MiB (dense)"):
+        for name in (
+            "density",
+            "dense s",
+            "sparse s",
+            "plans",
+            "speed-up",
+            "efficiency",
+            "at most",
+            "peak MiB (dense)",
+        ):
             table.add_column(name, justify="right", no_wrap=name == "speed-up")
         for row in results["lengths"]:
             for name, found in row["patterns"].items():
@@ -304,13 +319,13 @@ def _speed_cells(row: Mapping[str, Any], found: Mapping[str, Any], part: str) ->
     if part == "kernel":
         dense_seconds = dense["seconds"]["median"]
         seconds = own["plan_seconds"]["median"] + own["attention_seconds"]["median"]
-        most = 1.0 / own["density"]
+        most, plans = 1.0 / own["density"], own["plan_seconds"]["median"] / seconds
     else:
         dense_seconds, seconds = dense["parts"]["prefill"]["median"], own["parts"]["prefill"]["median"]
-        most = found["bound_at_density"]
+        most, plans = found["bound_at_density"], own["plan_share"]["median"]
     speed = own["speed_up"]
     return [
-        f"{own['density']:.3f}", f"{dense_seconds:.4f}", f"{seconds:.4f}",
+        f"{own['density']:.3f}", f"{dense_seconds:.4f}", f"{seconds:.4f}", f"{plans:.1%}",
         f"{speed['median']:.2f} [{speed['least']:.2f}, {speed['most']:.2f}]", f"{own['efficiency']:.2f}",
         f"{most:.2f}", f"{_mebibytes(own['peak_bytes'])} ({_mebibytes(dense['peak_bytes'])})",
     ]  # fmt: skip
