@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -94,8 +93,8 @@ def measure(model: Qwen3ForCausalLM, length: int, text: str, arguments: argparse
     for repeat in range(-1, arguments.repeats):
         for side in ("sparse", "dense") if repeat % 2 else ("dense", "sparse"):
             if side == "dense" and arguments.sparse_only:
-                elapsed = math.nan
-            elif side == "sparse":
+                continue
+            if side == "sparse":
                 with sparse_prefill(model, text, fallback=arguments.fallback, layouts=[layout]) as sparse:
                     sparse.state.clock = clock
                     elapsed = prefill_seconds(model, ids, clock)
@@ -107,18 +106,40 @@ def measure(model: Qwen3ForCausalLM, length: int, text: str, arguments: argparse
                 elapsed = prefill_seconds(model, ids, clock)
             if repeat >= 0:
                 times[side].append(elapsed)
-    ratios = [dense / own for own, dense in zip(times["sparse"], times["dense"], strict=True)]
-    dense_seconds = statistics.median(times["dense"])
-    share = math.nan if arguments.sparse_only else attention_seconds(length, arguments) / dense_seconds
-    return {
+    row = {
         "pattern": text, "length": length, "sparse_seconds": statistics.median(times["sparse"]),
-        "dense_seconds": dense_seconds, "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
         "mode": report[0].mode, "reason": report[0].reason,
-        "density": sum(record.density for record in report) / len(report), "attention_share": share,
-        "bound": 1 / max(1e-9, 1 - share), "plans": "selection" if parse_pattern(text).is_dynamic else "plan building",
+        "density": sum(record.density for record in report) / len(report),
+        "plans": "selection" if parse_pattern(text).is_dynamic else "plan building",
         "plan_seconds": statistics.median(plan_seconds), "plan_share": statistics.median(plan_shares),
         "plan_share_most": max(plan_shares),
     }  # fmt: skip
+    if arguments.sparse_only:
+        return row
+    ratios = [dense / own for own, dense in zip(times["sparse"], times["dense"], strict=True)]
+    dense_seconds = statistics.median(times["dense"])
+    share = attention_seconds(length, arguments) / dense_seconds
+    return row | {
+        "dense_seconds": dense_seconds, "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
+        "attention_share": share, "bound": 1 / max(1e-9, 1 - share),
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    text = (
+        f"{row['length']:6d} {row['pattern']:28s} {row['mode']} {row['reason'] or ''} density {row['density']:.3f}  "
+        f"sparse {row['sparse_seconds']:.2f} s; "
+    )
+    if "ratio" in row:
+        text += (
+            f"dense {row['dense_seconds']:.2f} s  ratio {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]; "
+            f"attention's share {row['attention_share']:.0%}: at most {row['bound']:.2f}; "
+        )
+    return text + (
+        f"{row['plans']} {row['plan_seconds'] * 1e3:.1f} ms, {row['plan_share']:.2%} of the sparse prefill "
+        f"(at most {row['plan_share_most']:.2%})"
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -152,14 +173,7 @@ def main() -> None:
         for text in arguments.pattern or [f"sink(128) + window({window})", f"topk({length // 2048 - 1})"]:
             row = measure(model, length, text, arguments)
             rows.append(row)
-            print(
-                f"{length:6d} {text:28s} {row['mode']} {row['reason'] or ''} density {row['density']:.3f}  dense "
-                f"{row['dense_seconds']:.2f} s  sparse {row['sparse_seconds']:.2f} s  ratio {row['ratio']:.2f} "
-                f"[{row['low']:.2f}, {row['high']:.2f}]; attention's share {row['attention_share']:.0%}: "
-                f"at most {row['bound']:.2f}; {row['plans']} {row['plan_seconds'] * 1e3:.1f} ms, "
-                f"{row['plan_share']:.2%} of the sparse prefill (at most {row['plan_share_most']:.2%})",
-                flush=True,
-            )
+            print(line(row), flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"settings": vars(arguments), "rows": rows}, indent=2) + "\n")
 
