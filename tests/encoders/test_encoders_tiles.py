@@ -58,7 +58,8 @@ def test_a_tile_as_large_as_the_image_changes_nothing(name: str) -> None:
     tile=st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
 def test_the_order_is_a_permutation_into_tiles(frames: list[tuple[int, int]], tile: tuple[int, int]) -> None:
-    order, grids = tiled(tuple(frames), tile)
+    order, back, grids = tiled(tuple(frames), tile)
+    assert order[back].tolist() == list(range(len(order)))
     assert sorted(order.tolist()) == list(range(sum(rows * columns for rows, columns in frames)))
     assert all(rows <= tile[0] and columns <= tile[1] for rows, columns in grids)
     assert sum(rows * columns for rows, columns in grids) == len(order)
@@ -67,8 +68,10 @@ def test_the_order_is_a_permutation_into_tiles(frames: list[tuple[int, int]], ti
 def test_gradients_reach_every_patch_once() -> None:
     encoder = build("vit")
     _, pixels, thw = images_for(encoder, [(5, 4)])
-    pixels.requires_grad_()
     encoder.set_tile(2)
+    with torch.inference_mode():  # an evaluation before must not leave tensors behind that cannot train
+        encoder(pixels, thw)
+    pixels.requires_grad_()
     encoder(pixels, thw)[7, 0].backward()  # row 1, column 3: the tile of rows 0 and 1, columns 2 and 3
     assert pixels.grad is not None
     assert pixels.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [2, 3, 6, 7]

@@ -283,6 +283,7 @@ def test_image_settings_cover_the_image_rule() -> None:
     [
         ({"vision": "a"}, "give both vision and text, or checkpoint alone"),
         ({"checkpoint": "a", "text": "b"}, "checkpoint is a whole model, so text cannot be set beside it"),
+        ({"checkpoint": "a", "connector": "mlp(2)"}, "so connector cannot be set beside it"),  # at its default, too
         ({"checkpoint": "a", "image": {"channels": 1}}, "belong to the checkpoint"),
         ({"vision": {}, "text": "b"}, "needs 'model_type'"),
         ({"vision": "a", "text": "b", "connector": "mpl"}, "did you mean 'mlp'"),

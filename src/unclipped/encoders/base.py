@@ -181,10 +181,10 @@ class VisionEncoder(nn.Module):
         pixel_values = pixel_values.to(dtype)
         if self.tile is None:
             return encode_in_groups(pixel_values, frames, self.group_key, self._encode)
-        order, tiles = tiled(tuple(frames), self.tile)
-        order = order.to(pixel_values.device)
-        features = encode_in_groups(pixel_values[order], tiles, self.group_key, self._encode)  # patches tile by tile
-        return features[order.argsort()]  # (sum_patches, hidden), row-major again
+        order, back, tiles = tiled(tuple(frames), self.tile)
+        pixel_values = pixel_values[order.to(pixel_values.device)]  # patches tile by tile
+        features = encode_in_groups(pixel_values, tiles, self.group_key, self._encode)
+        return features[back.to(features.device)]  # (sum_patches, hidden), row-major again
 
     def _encode(self, patches: Tensor, grids: list[Grid]) -> Tensor:
         output = self.run(patches, grids, self.feature_layers is not None)

@@ -25,9 +25,11 @@ def parse_tile(tile: Sequence[int] | int | None) -> Grid | None:
 
 
 @lru_cache(maxsize=64)
-def tiled(frames: tuple[Grid, ...], tile: Grid) -> tuple[Tensor, tuple[Grid, ...]]:
-    """The order (sum_patches,) that brings row-major patches of `frames` into row-major patches of their tiles, and the
-    grid of each tile. Tiles count from the top left; those at the right and bottom edge hold what is left.
+@torch.inference_mode(False)  # what is kept serves training, too
+def tiled(frames: tuple[Grid, ...], tile: Grid) -> tuple[Tensor, Tensor, tuple[Grid, ...]]:
+    """The order (sum_patches,) that brings row-major patches of `frames` into row-major patches of their tiles, the
+    order back, and the grid of each tile. Tiles count from the top left; those at the right and bottom edge hold what
+    is left.
     """
     order: list[Tensor] = []
     grids: list[Grid] = []
@@ -39,4 +41,5 @@ def tiled(frames: tuple[Grid, ...], tile: Grid) -> tuple[Tensor, tuple[Grid, ...
                 order.append(piece.flatten())
                 grids.append((piece.shape[0], piece.shape[1]))
         start += rows * columns
-    return torch.cat(order), tuple(grids)
+    joined = torch.cat(order)
+    return joined, joined.argsort(), tuple(grids)

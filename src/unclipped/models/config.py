@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from unclipped.connectors.config import parse_connector
 from unclipped.core.config import FrozenConfig
@@ -48,6 +48,9 @@ class ImageSettings(FrozenConfig):
     def given(self) -> dict[str, Any]:
         """The fields that were set."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+_BESIDE_CHECKPOINT = frozenset({"checkpoint", "image", "dtype", "seed"})
 
 
 class ModelConfig(FrozenConfig):
@@ -100,6 +103,12 @@ class ModelConfig(FrozenConfig):
         except UsageError as error:
             raise ValueError(str(error)) from None
 
+    @model_serializer(mode="wrap")
+    def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A record must read back: beside a checkpoint the fields that cannot stand there are left out."""
+        fields = plain(self)
+        return {name: fields[name] for name in fields if self.checkpoint is None or name in _BESIDE_CHECKPOINT}
+
     @field_validator("vision_tile")
     @classmethod
     def _positive_tile(cls, value: tuple[int, int] | int | None) -> tuple[int, int] | int | None:
@@ -117,9 +126,7 @@ class ModelConfig(FrozenConfig):
     @model_validator(mode="after")
     def _one_way_to_start(self) -> ModelConfig:
         if self.checkpoint is not None:
-            given = self.model_fields_set - {"checkpoint", "image", "dtype", "seed"}
-            # A recorded recipe spells all fields out, those at their defaults too.
-            parts = {name for name in given if getattr(self, name) != type(self).model_fields[name].default}
+            parts = self.model_fields_set - _BESIDE_CHECKPOINT
             if parts:
                 raise ValueError(
                     f"checkpoint is a whole model, so {', '.join(sorted(parts))} cannot be set beside it; leave one out"
