@@ -2,8 +2,9 @@
 
 twins     the same model lengthened to whole pages under a sparse plan and densely, and blind; 2,000 pages
 frontier  patterns at about equal density on the dense twin, none of them trained for, with one that is searched
-merged    at about equal time to first token: all tokens with sparse prefill against 2x2- and 4x4-merged tokens with
-          dense prefill, which see the same pages at 1.375 and 1.625 times the size
+merged    all tokens with sparse prefill against 2x2- and 4x4-merged tokens with dense prefill, which see the same pages
+          at 1.375 and 1.625 times the size: meant for equal time to first token by an estimate, to be checked with
+          `unclipped prefill bench` before the figures are read so
 frozen    the same reading by a linear connector between frozen parts
 
 Every step is one command of `unclipped`; finished ones are kept, interrupted ones go on when the line is run again.
