@@ -1,13 +1,13 @@
-"""Reading a number on a page of 4,096 visual tokens: the three studies of sparse prefill on trained models.
+"""Reading a number on a page of 4,096 visual tokens: the studies of sparse prefill on trained models.
 
 twins     the same model lengthened to whole pages under a sparse plan and densely, and blind; 2,000 pages
+merged    all tokens with sparse prefill against 2x2- and 4x4-merged tokens with dense prefill: the same pages, at 1.375
+          and 1.625 times the size, so that time to first token is equal (`unclipped prefill bench` on each shows it)
 frontier  patterns at about equal density on the dense twin, none of them trained for, with one that is searched
-merged    all tokens with sparse prefill against 2x2- and 4x4-merged tokens with dense prefill, which see the same pages
-          at 1.375 and 1.625 times the size: meant for equal time to first token by an estimate, to be checked with
-          `unclipped prefill bench` before the figures are read so
 frozen    the same reading by a linear connector between frozen parts
 
-Every step is one command of `unclipped`; finished ones are kept, interrupted ones go on when the line is run again.
+Every step is one command of `unclipped` on one thread; finished ones are kept, interrupted ones go on when the line is
+run again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM
+
+from unclipped.models.checkpoint import load_model
+
 EXAMPLES = """examples:
-  python benchmarks/pages.py --runs runs
+  python benchmarks/pages.py --runs runs --jobs 2
   python benchmarks/pages.py --runs runs --only frontier --pages 400
 """
-STUDIES = ("twins", "frontier", "merged", "frozen")
+STUDIES = ("twins", "merged", "frontier", "frozen")
 BLOCKS = ["sparse.key_block=64", "sparse.query_block=128"]
 FRONTIER = {
     "window": "global_text + sink(64) + window(192)",
@@ -48,17 +55,39 @@ CANDIDATES = (
     "global_text + sink(64) + window2d(2, 2)",
     "full",
 )
-TILE = 64  # px of the encoder's tile
-SCALES = {2: (704, (18, 25), (16, 22)), 4: (832, (21, 29), (21, 29))}
-"""Merging → side of the page in px, font sizes on it, and on the crops before."""
+Pictures = tuple[tuple[int, int], tuple[int, int]]
+MERGED: dict[int, dict[str, Pictures]] = {
+    2: {
+        "cell": ((96, 96), (2, 1)),
+        "near": ((96, 192), (2, 2)),
+        "crop": ((176, 176), (4, 2)),
+        "quarter": ((352, 352), (8, 4)),
+        "smaller": ((272, 272), (6, 3)),
+        "page": ((704, 704), (16, 8)),
+    },
+    4: {
+        "cell": ((96, 96), (2, 1)),
+        "near": ((96, 192), (2, 2)),
+        "crop": ((192, 192), (4, 2)),
+        "quarter": ((416, 416), (8, 4)),
+        "smaller": ((320, 320), (6, 3)),
+        "page": ((832, 832), (16, 8)),
+    },
+}
+"""Merging → (height, width) in px and cells (rows, columns) of what its model sees where the other sees 512 by 512."""
+FONTS = {2: (18, 25), 4: (21, 29)}  # px, where the other sees 13 to 18
 
 
 class Steps:
-    """Runs commands one after another, one thread each."""
+    """Runs commands, one thread each. Of studies beside each other the second to want a step waits for the first."""
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def lock(self, output: str) -> threading.Lock:
+        return self._locks[output]
 
     def at(self, name: str) -> str:
         return str(self.runs / name)
@@ -68,6 +97,10 @@ class Steps:
 
     def run(self, command: str, *arguments: str, output: str, done: str) -> None:
         """One command, unless the file `done` in its folder shows that it has ended."""
+        with self.lock(output):
+            self._run(command, *arguments, output=output, done=done)
+
+    def _run(self, command: str, *arguments: str, output: str, done: str) -> None:
         folder = self.runs / output
         if (folder / done).exists():
             print(f"-- {output}: kept", flush=True)
@@ -84,10 +117,8 @@ class Steps:
         self.run("train", recipe, *overrides, "training.threads=1", output=output or recipe, done="report.html")
 
 
-def needle(
-    side: tuple[int, int], cells: tuple[int, int], font: tuple[int, int], weight: float = 1.0, **more: Any
-) -> Any:
-    options = {"size": list(side), "cells": list(cells), "font_size": list(font), **more}
+def needle(size: tuple[int, int], cells: tuple[int, int], font: tuple[int, int], weight: float = 1.0) -> Any:
+    options = {"size": list(size), "cells": list(cells), "font_size": list(font)}
     return {"source": "generated:needle", "weight": weight, "options": options}
 
 
@@ -95,11 +126,15 @@ def override(path: str, value: Any) -> str:
     return f"{path}={json.dumps(value)}"
 
 
-def prepare(steps: Steps) -> None:
+def prepare_crops(steps: Steps) -> None:
     steps.pretrain("pages-lm")
     steps.pretrain("pages-mae")
     parts = [f"model.vision={steps.model('pages-mae')}", f"model.text={steps.model('pages-lm')}"]
     steps.train("pages-crops", *parts)
+
+
+def prepare(steps: Steps) -> None:
+    prepare_crops(steps)
     steps.train("pages-quarters", f"model.checkpoint={steps.model('pages-crops')}")
     steps.train("pages-dense", f"model.checkpoint={steps.model('pages-quarters')}")
 
@@ -134,54 +169,82 @@ def frontier(steps: Steps, pages: int) -> None:
     steps.run("compare", *names, output="pages-frontier/compared", done="report.html")
 
 
+def take_apart(steps: Steps, model: str, into: str) -> tuple[str, str]:
+    """Saves the encoder and the language model of an assembled model by themselves; returns their folders."""
+    vision, text = str(steps.runs / into / "vision"), str(steps.runs / into / "text")
+    with steps.lock(into):
+        if not (steps.runs / into / "done").exists():
+            whole, processor = load_model(model)
+            whole.model.vision_tower.model.save_pretrained(vision)
+            processor.image_processor.save_pretrained(vision)
+            weights = {name.replace("language_model.", ""): value for name, value in whole.state_dict().items()}
+            decoder = AutoModelForCausalLM.from_config(whole.config.text_config)
+            decoder.load_state_dict({name: weights[name] for name in decoder.state_dict()})
+            decoder.save_pretrained(text)
+            processor.tokenizer.save_pretrained(text)
+            (steps.runs / into / "done").touch()
+    return vision, text
+
+
+def characters(size: tuple[int, int], font: tuple[int, int], tasks: dict[str, int]) -> Any:
+    options = {"size": list(size), "font_size": list(font), "tasks": tasks}
+    return {"source": "generated:characters", "options": options}
+
+
+def train_merged(steps: Steps, merge: int) -> str:
+    """From the parts of the model that has read single words with all tokens: a new connector, which gets 300 steps of
+    the same words, and from there step for step what pages-dense has had, on larger pages. Returns its folder's name.
+    """
+    vision, text = take_apart(steps, str(steps.runs / "pages-crops" / "stages" / "01-words"), "pages-words-parts")
+    sizes, font = MERGED[merge], FONTS[merge]
+    name, tested = f"pages-merged-{merge}", "evaluation.tasks.{}.source.options"
+    single, _ = sizes["cell"]
+    word, words = (characters(single, font, tasks) for tasks in ({"read_text": 1}, {"read_number": 1, "read_text": 2}))
+    crop, cell = needle(*sizes["crop"], font, 2.0), needle(*sizes["cell"], font)
+    cells = [{**cell, "weight": 2.0}, needle(*sizes["near"], font), word]
+    rates = dict.fromkeys(("vision", "connector", "text"), 1e-3)
+    stages = [
+        {"name": "words", "steps": 300, "data": {"sources": [words]}},
+        {"name": "cells", "steps": 300, "data": {"sources": cells}},
+        {"name": "crops", "steps": 300},
+    ]
+    steps.train(
+        "pages-crops",
+        f"model.vision={vision}",
+        f"model.text={text}",
+        f"model.connector=pixel_shuffle({merge}x{merge}) + linear",
+        override("stages", [{**stage, "train": rates, "schedule": "constant"} for stage in stages]),
+        override("data.sources", [crop, cell, word]),
+        override(tested.format("crops"), crop["options"]),
+        output=f"{name}-crops",
+    )
+    quarter = needle(*sizes["quarter"], font)
+    steps.train(
+        "pages-quarters",
+        f"model.checkpoint={steps.model(name + '-crops')}",
+        override("data.sources", [quarter, needle(*sizes["smaller"], font)]),
+        override(tested.format("quarters"), quarter["options"]),
+        output=f"{name}-quarters",
+    )
+    page = needle(*sizes["page"], font)
+    steps.train(
+        "pages-dense",
+        f"model.checkpoint={steps.model(name + '-quarters')}",
+        override("data.sources", [page]),
+        override(tested.format("needle"), page["options"]),
+        "baselines=[]",
+        output=name,
+    )
+    return name
+
+
 def merged(steps: Steps, merges: Iterable[int]) -> None:
+    steps.pretrain("pages-mae")
+    prepare_crops(steps)
+    names = [f"merged-{merge}x{merge}={steps.at(train_merged(steps, merge))}" for merge in merges]
     twins(steps)
-    names = [f"all={steps.at('pages-sparse')}"]
-    for merge in merges:
-        side, page_font, font = SCALES[merge]
-        near, wide = ((192, 256), (4, 3)) if merge == 2 else ((192, 320), (4, 3))
-        cell = ((128, 128), (3, 1)) if merge == 2 else ((128, 128), (2, 1))
-        quarter, smaller = ((320, 320), (256, 256)) if merge == 2 else ((384, 384), (320, 320))
-        crop = ((192, 192), (4, 2))
-        number = {"source": "generated:characters", "options": {"size": [TILE, TILE], "tasks": {"read_number": 1}}}
-        number["options"]["font_size"] = list(font)  # type: ignore[index]
-        connector = f"pixel_shuffle({merge}x{merge}) + linear"
-        parts = [f"model.vision={steps.model('pages-mae')}", f"model.text={steps.model('pages-lm')}"]
-        name = f"pages-merged-{merge}"
-        tested = "evaluation.tasks.{}.source.options"
-        steps.train(
-            "pages-crops",
-            *parts,
-            f"model.connector={connector}",
-            override("stages.numbers.data.sources", [number]),
-            override("stages.cells.data.sources", [needle(*cell, font)]),
-            "stages.cells.batch_size=16",
-            override("data.sources", [needle(*crop, font)]),
-            override(tested.format("crops"), needle(*crop, font)["options"]),
-            output=f"{name}-crops",
-        )
-        crops = [needle(*crop, font, 2.0), needle(*cell, font), needle(near, wide, font)]
-        digits = [needle(*cell, font, 2.0, digits=[1, 3]), needle(*crop, font, digits=[1, 3])]
-        steps.train(
-            "pages-quarters",
-            f"model.checkpoint={steps.model(name + '-crops')}",
-            override("stages.crops.data.sources", crops),
-            override("stages.digits.data.sources", digits),
-            override("data.sources", [needle(quarter, (8, 4), font), needle(smaller, (6, 3), font)]),
-            override(tested.format("quarters"), needle(quarter, (8, 4), font)["options"]),
-            output=f"{name}-quarters",
-        )
-        page = needle((side, side), (16, 8), page_font)
-        steps.train(
-            "pages-dense",
-            f"model.checkpoint={steps.model(name + '-quarters')}",
-            override("data.sources", [page]),
-            override(tested.format("needle"), page["options"]),
-            "baselines=[]",
-            output=name,
-        )
-        names.append(f"merged-{merge}x{merge}={steps.at(name)}")
-    steps.run("compare", *names, output="pages-merged-compared", done="report.html")
+    named = [f"all={steps.at('pages-sparse')}", *names]
+    steps.run("compare", *named, output="pages-merged-compared", done="report.html")
 
 
 def frozen(steps: Steps) -> None:
@@ -199,16 +262,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
     parser.add_argument("--only", choices=STUDIES, nargs="+", default=list(STUDIES), help="studies to run")
     parser.add_argument("--pages", type=int, default=400, help="pages of the frontier")
-    parser.add_argument("--merge", type=int, nargs="+", choices=sorted(SCALES), default=sorted(SCALES))
+    parser.add_argument("--merge", type=int, nargs="+", choices=sorted(MERGED), default=sorted(MERGED))
+    parser.add_argument("--jobs", type=int, default=1, help="studies beside each other, one core each")
     arguments = parser.parse_args()
     steps = Steps(arguments.runs)
-    for study in arguments.only:
-        if study == "frontier":
-            frontier(steps, arguments.pages)
-        elif study == "merged":
-            merged(steps, arguments.merge)
-        else:
-            (twins if study == "twins" else frozen)(steps)
+    studies: dict[str, Callable[[], None]] = {
+        "twins": lambda: twins(steps),
+        "merged": lambda: merged(steps, arguments.merge),
+        "frontier": lambda: frontier(steps, arguments.pages),
+        "frozen": lambda: frozen(steps),
+    }
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for ended in [pool.submit(studies[study]) for study in studies if study in arguments.only]:
+            ended.result()
 
 
 if __name__ == "__main__":
