@@ -157,6 +157,25 @@ def test_rescore_needs_no_model(data: Path, tmp_path: Path) -> None:
         rescore(tmp_path / "nothing", console=QUIET)
 
 
+def test_rescore_refuses_what_was_interrupted(data: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def stops(sample: Any) -> str:
+        asked.append(sample.id)
+        if len(asked) > 20:
+            raise KeyboardInterrupt
+        return sighted(sample)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Scripted(stops), task(data), tmp_path / "out", batch_size=1)
+    assert (tmp_path / "out" / "predictions.jsonl").exists()
+    with pytest.raises(DataError, match="interrupted before its end; finish it with --resume"):
+        rescore(tmp_path / "out", console=QUIET)
+    assert not (tmp_path / "out" / "result.json").exists()
+    run(Scripted(sighted), task(data), tmp_path / "out")
+    assert rescore(tmp_path / "out", console=QUIET).model["numbers"].overall.value == 1.0
+
+
 def test_blind_arm_and_paired_difference(data: Path, tmp_path: Path) -> None:
     config = EvaluationConfig(tasks=(task(data),), blind=True, bootstrap_samples=100, batch_size=4)
     out = io.StringIO()

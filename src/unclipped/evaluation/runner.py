@@ -196,12 +196,15 @@ def rescore(
     """Score kept predictions anew, without a model, and rewrite result.json and results.json.
 
     output: the folder of an evaluation, or of one task. scorer: a rule in place of the one that the task named.
-    Raises DataError when there are no predictions.
+    Raises DataError when there are no predictions, or when a task was interrupted before its last item.
     """
     output, console = Path(output), console or default_console()
     folders = sorted(path.parent for path in output.rglob(TASK_FILE))
     if not folders:
         raise DataError(f"{output}: no predictions below this folder (expected {TASK_FILE} beside predictions.jsonl)")
+    for folder in folders:
+        if not (folder / TASK_RESULT_FILE).exists():  # it is written after the last item
+            raise DataError(f"{folder}: the evaluation was interrupted before its end; finish it with --resume first")
     model_results: dict[str, TaskResult] = {}
     blind_results: dict[str, TaskResult] = {}
     differences: dict[str, Comparison] = {}
