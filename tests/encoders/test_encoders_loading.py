@@ -31,6 +31,7 @@ from transformers import (
     ViTModel,
 )
 
+from support.tiny_models import tiny_vlm
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.encoders.build import build_encoder, load_encoder
 from unclipped.encoders.vit_mae_init import initialise_vit_mae, sine_cosine_table
@@ -243,6 +244,12 @@ def test_a_language_model_needs_its_prefix(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(DECODERS["qwen3"]()).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=f"llm:{tmp_path}"):
         load_encoder(str(tmp_path))
+
+
+def test_an_assembled_model_is_no_encoder(tmp_path: Path) -> None:
+    tiny_vlm(tmp_path / "parts", output=tmp_path / "vlm")
+    with pytest.raises(CheckpointError, match=r"is an assembled model.*model\.checkpoint"):
+        load_encoder(str(tmp_path / "vlm"))
 
 
 def test_a_vision_model_is_no_language_model(dinov2: Path) -> None:

@@ -23,6 +23,8 @@ from unclipped.encoders.checkpoint import (
 from unclipped.encoders.spec import BASELINE_OBJECTIVES, objective_of
 from unclipped.encoders.transfer import TransferReport, count, from_language_model
 
+ASSEMBLED = "unclipped"
+"""model_type of the folders that `unclipped assemble` and `unclipped train` write."""
 LLM_PREFIX = "llm:"
 LLM_OPTIONS = ("patch_size", "num_channels", "rope_form", "rope_theta", "stem", "stem_channels")
 # Only pretraining uses it, and not every checkpoint has it.
@@ -153,6 +155,11 @@ def load_encoder(
 
 def vision_part(config: Any, folder: Path) -> Any:
     """The vision configuration of a checkpoint's configuration. Raises CheckpointError when there is none known."""
+    if config.model_type == ASSEMBLED:
+        raise CheckpointError(
+            f"{folder}: is an assembled model, not an encoder; start from all of it with model.checkpoint, or save its "
+            "encoder by itself (load_model(...)[0].model.vision_tower.model.save_pretrained)"
+        )
     for candidate in (config, getattr(config, "vision_config", None)):
         if candidate is not None and candidate.model_type in ENCODERS:
             return candidate
