@@ -133,22 +133,23 @@ def prepare_crops(steps: Steps) -> None:
     steps.train("pages-crops", *parts)
 
 
-def prepare(steps: Steps) -> None:
+def train_pages(steps: Steps, twin: str) -> None:
     prepare_crops(steps)
     steps.train("pages-quarters", f"model.checkpoint={steps.model('pages-crops')}")
-    steps.train("pages-dense", f"model.checkpoint={steps.model('pages-quarters')}")
+    steps.train(twin, f"model.checkpoint={steps.model('pages-quarters')}")
 
 
 def twins(steps: Steps) -> None:
-    prepare(steps)
-    steps.train("pages-sparse", f"model.checkpoint={steps.model('pages-quarters')}")
+    train_pages(steps, "pages-sparse")  # first, so that a study beside this one has the dense twin to train
+    train_pages(steps, "pages-dense")
     named = [f"dense={steps.at('pages-dense')}", f"sparse={steps.at('pages-sparse')}"]
     named.append(f"blind={steps.at('pages-dense')}/baselines/blind")
     steps.run("compare", *named, output="pages-twins", done="report.html")
 
 
 def frontier(steps: Steps, pages: int) -> None:
-    prepare(steps)
+    steps.pretrain("pages-mae")
+    train_pages(steps, "pages-dense")
     dense = steps.model("pages-dense")
     size = "task.source.options={size: [512, 512], cells: [16, 8]}"
     candidates = [word for text in CANDIDATES for word in ("--candidate", text)]
