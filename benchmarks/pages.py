@@ -55,26 +55,27 @@ CANDIDATES = (
     "global_text + sink(64) + window2d(2, 2)",
     "full",
 )
-Pictures = tuple[tuple[int, int], tuple[int, int]]
-MERGED: dict[int, dict[str, Pictures]] = {
+CELLS = {"cell": (2, 1), "near": (2, 2), "crop": (4, 2), "quarter": (8, 4), "smaller": (6, 3), "page": (16, 8)}
+"""(rows, columns) of what a merging model is trained on, where the other sees as many on smaller pictures."""
+SIDES = {
     2: {
-        "cell": ((96, 96), (2, 1)),
-        "near": ((96, 192), (2, 2)),
-        "crop": ((176, 176), (4, 2)),
-        "quarter": ((352, 352), (8, 4)),
-        "smaller": ((272, 272), (6, 3)),
-        "page": ((704, 704), (16, 8)),
+        "cell": (96, 96),
+        "near": (96, 192),
+        "crop": (176, 176),
+        "quarter": (352, 352),
+        "smaller": (272, 272),
+        "page": (704, 704),
     },
     4: {
-        "cell": ((96, 96), (2, 1)),
-        "near": ((96, 192), (2, 2)),
-        "crop": ((192, 192), (4, 2)),
-        "quarter": ((416, 416), (8, 4)),
-        "smaller": ((320, 320), (6, 3)),
-        "page": ((832, 832), (16, 8)),
+        "cell": (96, 96),
+        "near": (96, 192),
+        "crop": (192, 192),
+        "quarter": (416, 416),
+        "smaller": (320, 320),
+        "page": (832, 832),
     },
 }
-"""Merging → (height, width) in px and cells (rows, columns) of what its model sees where the other sees 512 by 512."""
+"""Merging → (height, width) in px of the same; multiples of what one token covers. The other's page has 512 by 512."""
 FONTS = {2: (18, 25), 4: (21, 29)}  # px, where the other sees 13 to 18
 
 
@@ -197,7 +198,7 @@ def train_merged(steps: Steps, merge: int) -> str:
     the same words, and from there step for step what pages-dense has had, on larger pages. Returns its folder's name.
     """
     vision, text = take_apart(steps, str(steps.runs / "pages-crops" / "stages" / "01-words"), "pages-words-parts")
-    sizes, font = MERGED[merge], FONTS[merge]
+    sizes, font = {name: (size, CELLS[name]) for name, size in SIDES[merge].items()}, FONTS[merge]
     name, tested = f"pages-merged-{merge}", "evaluation.tasks.{}.source.options"
     single, _ = sizes["cell"]
     word, words = (characters(single, font, tasks) for tasks in ({"read_text": 1}, {"read_number": 1, "read_text": 2}))
@@ -263,9 +264,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
     parser.add_argument("--only", choices=STUDIES, nargs="+", default=list(STUDIES), help="studies to run")
     parser.add_argument("--pages", type=int, default=400, help="pages of the frontier")
-    parser.add_argument("--merge", type=int, nargs="+", choices=sorted(MERGED), default=sorted(MERGED))
+    parser.add_argument("--merge", type=int, nargs="+", choices=sorted(SIDES), default=sorted(SIDES))
     parser.add_argument("--jobs", type=int, default=1, help="studies beside each other, one core each")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: at least 1, found {arguments.jobs}")
     steps = Steps(arguments.runs)
     studies: dict[str, Callable[[], None]] = {
         "twins": lambda: twins(steps),
