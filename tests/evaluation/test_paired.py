@@ -180,6 +180,17 @@ def test_settings_that_differ_are_told(tmp_path: Path) -> None:
     ]
 
 
+def test_options_of_the_source_that_differ_are_told_one_by_one(tmp_path: Path) -> None:
+    pages = {"source": "generated:needle", "options": {"size": [512, 512], "cells": [16, 8]}}
+    larger = {"source": "generated:needle", "options": {"size": [704, 704], "cells": [16, 8], "font_size": [18, 25]}}
+    one = keep(tmp_path / "a", {"t": items(40)}, source=pages)
+    other = keep(tmp_path / "b", {"t": items(40)}, source=larger)
+    assert compared({"a": one, "b": other}).tasks["t"].notes == [
+        "source.options.size: a [512, 512], b [704, 704]",
+        "source.options.font_size: a its default, b [18, 25]",
+    ]
+
+
 def test_equal_options_written_otherwise_are_one_scorer(tmp_path: Path) -> None:
     one = keep(tmp_path / "a", {"t": items(40)})
     other = keep(tmp_path / "b", {"t": items(40)}, scorer_options={"case_sensitive": False})

@@ -251,13 +251,21 @@ def _told(value: str | tuple[str, ...]) -> str:
 def _other_settings(reference: str, first: KeptTask, run: str, found: KeptTask) -> list[str]:
     """How a run was asked otherwise than the reference."""
     one, two = ({"images": kept.images, **_asked(kept.task)} for kept in (first, found))
-    return [f"{key}: {reference} {one[key]!r}, {run} {two[key]!r}" for key in one if one[key] != two[key]]
+
+    def told(fields: Mapping[str, Any], key: str) -> str:
+        return repr(fields[key]) if key in fields else "its default"
+
+    differing = [key for key in {**one, **two} if (key in one, one.get(key)) != (key in two, two.get(key))]
+    return [f"{key}: {reference} {told(one, key)}, {run} {told(two, key)}" for key in differing]
 
 
 def _asked(task: TaskConfig) -> dict[str, Any]:
+    """Every setting by its path, options one by one."""
     fields = task.model_dump(mode="json", exclude=_NOT_ASKED)
     source = fields.pop("source")
-    return {**fields, **{f"source.{key}" if key != "source" else key: value for key, value in source.items()}}
+    options = {f"options.{key}": value for key, value in source.pop("options").items()}
+    named = {f"source.{key}" if key != "source" else key: value for key, value in {**source, **options}.items()}
+    return {**fields, **named}
 
 
 def _other_labels(rows: Mapping[str, list[Prediction]], reference: str) -> list[str]:

@@ -137,7 +137,8 @@ def _sections(name: str, task: TaskComparison, reference: str) -> list[dict[str,
             drawn[run][category] = asdict(row)
     axis = f"minus {reference}: {task.metric.replace('_', ' ')}{_unit(task)}"
     scale = 100.0 if task.metric in PERCENT_METRICS else 1.0
-    text = " ".join([*readings(task), *(f"{line[:1].upper()}{line[1:]}." for line in remarks(task))])
+    noted = [f"Noted: {'; '.join(remarks(task))}."] if remarks(task) else []
+    text = " ".join([*readings(task), *noted])
     return [
         {
             "title": _title(name, task),
