@@ -1,6 +1,7 @@
 """Reading a number on a page of 4,096 visual tokens: the studies of sparse prefill on trained models.
 
-twins     the same model lengthened to whole pages under a sparse plan and densely, and blind; 2,000 pages
+twins     the same model lengthened to whole pages under a sparse plan and densely, for 100 steps and for 150 more, and
+          blind; 2,000 pages
 merged    all tokens with sparse prefill against 2x2- and 4x4-merged tokens with dense prefill: the same pages, at 1.375
           and 1.625 times the size, so that time to first token is equal (`unclipped prefill bench` on each shows it)
 frontier  patterns at about equal density on the dense twin, none of them trained for, with one that is searched
@@ -140,18 +141,29 @@ def train_pages(steps: Steps, twin: str) -> None:
     steps.train(twin, f"model.checkpoint={steps.model('pages-quarters')}")
 
 
+def train_longer(steps: Steps, twin: str) -> str:
+    """150 further steps, on other pages. Returns the folder's name."""
+    train_pages(steps, twin)
+    further = ["stages.pages.steps=150", "data.seed=1", "baselines=[]"]
+    steps.train(twin, f"model.checkpoint={steps.model(twin)}", *further, output=f"{twin}-longer")
+    return f"{twin}-longer"
+
+
 def twins(steps: Steps) -> None:
-    train_pages(steps, "pages-sparse")  # first, so that a study beside this one has the dense twin to train
-    train_pages(steps, "pages-dense")
-    named = [f"dense={steps.at('pages-dense')}", f"sparse={steps.at('pages-sparse')}"]
-    named.append(f"blind={steps.at('pages-dense')}/baselines/blind")
-    steps.run("compare", *named, output="pages-twins", done="report.html")
+    sparse = train_longer(steps, "pages-sparse")  # first, so that a study beside this one has the dense twin to train
+    dense = train_longer(steps, "pages-dense")
+    blind = f"blind={steps.at('pages-dense')}/baselines/blind"
+    for compared, pair in {
+        "pages-twins": ("pages-dense", "pages-sparse"),
+        "pages-twins-longer": (dense, sparse),
+    }.items():
+        named = [f"{name}={steps.at(run)}" for name, run in zip(("dense", "sparse"), pair, strict=True)]
+        steps.run("compare", *named, blind, output=compared, done="report.html")
 
 
 def frontier(steps: Steps, pages: int) -> None:
     steps.pretrain("pages-mae")
-    train_pages(steps, "pages-dense")
-    dense = steps.model("pages-dense")
+    dense = steps.model(train_longer(steps, "pages-dense"))
     size = "task.source.options={size: [512, 512], cells: [16, 8]}"
     candidates = [word for text in CANDIDATES for word in ("--candidate", text)]
     blocks = ["--key-block", "64", "--query-block", "128", "--threads", "1"]
@@ -244,7 +256,7 @@ def merged(steps: Steps, merges: Iterable[int]) -> None:
     steps.pretrain("pages-mae")
     prepare_crops(steps)
     names = [f"merged-{merge}x{merge}={steps.at(train_merged(steps, merge))}" for merge in merges]
-    twins(steps)
+    train_pages(steps, "pages-sparse")
     named = [f"all={steps.at('pages-sparse')}", *names]
     steps.run("compare", *named, output="pages-merged-compared", done="report.html")
 
