@@ -3,7 +3,8 @@
 twins     the same model lengthened to whole pages under a sparse plan and densely, for 100 steps and for 150 more, and
           blind; 2,000 pages
 merged    all tokens with sparse prefill against 2x2- and 4x4-merged tokens with dense prefill: the same pages, at 1.375
-          and 1.625 times the size, so that time to first token is equal (`unclipped prefill bench` on each shows it)
+          and 1.625 times the size, so that time to first token is equal (`unclipped prefill bench` on each shows it),
+          after 100 steps and after 150 more
 frontier  patterns at about equal density on the dense twin, none of them trained for, with one that is searched
 frozen    the same reading by a linear connector between frozen parts
 
@@ -141,29 +142,29 @@ def train_pages(steps: Steps, twin: str) -> None:
     steps.train(twin, f"model.checkpoint={steps.model('pages-quarters')}")
 
 
-def train_longer(steps: Steps, twin: str) -> str:
-    """150 further steps, on other pages. Returns the folder's name."""
-    train_pages(steps, twin)
-    further = ["stages.pages.steps=150", "data.seed=1", "baselines=[]"]
-    steps.train(twin, f"model.checkpoint={steps.model(twin)}", *further, output=f"{twin}-longer")
-    return f"{twin}-longer"
+def train_further(steps: Steps, run: str) -> str:
+    """150 further steps of a finished run, on other pages. Returns the new folder's name."""
+    further = [f"model.checkpoint={steps.model(run)}", "stages.pages.steps=150", "data.seed=1", "baselines=[]"]
+    steps.train(f"{steps.at(run)}/recipe.yaml", *further, output=f"{run}-longer")
+    return f"{run}-longer"
 
 
 def twins(steps: Steps) -> None:
-    sparse = train_longer(steps, "pages-sparse")  # first, so that a study beside this one has the dense twin to train
-    dense = train_longer(steps, "pages-dense")
+    pairs: dict[str, dict[str, str]] = {"pages-twins": {}, "pages-twins-longer": {}}
+    for twin in ("sparse", "dense"):  # sparse first, so that a study beside this one has the dense twin to train
+        train_pages(steps, f"pages-{twin}")
+        pairs["pages-twins"][twin] = f"pages-{twin}"
+        pairs["pages-twins-longer"][twin] = train_further(steps, f"pages-{twin}")
     blind = f"blind={steps.at('pages-dense')}/baselines/blind"
-    for compared, pair in {
-        "pages-twins": ("pages-dense", "pages-sparse"),
-        "pages-twins-longer": (dense, sparse),
-    }.items():
-        named = [f"{name}={steps.at(run)}" for name, run in zip(("dense", "sparse"), pair, strict=True)]
-        steps.run("compare", *named, blind, output=compared, done="report.html")
+    for output, pair in pairs.items():
+        named = [f"{twin}={steps.at(pair[twin])}" for twin in ("dense", "sparse")]
+        steps.run("compare", *named, blind, output=output, done="report.html")
 
 
 def frontier(steps: Steps, pages: int) -> None:
     steps.pretrain("pages-mae")
-    dense = steps.model(train_longer(steps, "pages-dense"))
+    train_pages(steps, "pages-dense")
+    dense = steps.model(train_further(steps, "pages-dense"))
     size = "task.source.options={size: [512, 512], cells: [16, 8]}"
     candidates = [word for text in CANDIDATES for word in ("--candidate", text)]
     blocks = ["--key-block", "64", "--query-block", "128", "--threads", "1"]
@@ -255,10 +256,13 @@ def train_merged(steps: Steps, merge: int) -> str:
 def merged(steps: Steps, merges: Iterable[int]) -> None:
     steps.pretrain("pages-mae")
     prepare_crops(steps)
-    names = [f"merged-{merge}x{merge}={steps.at(train_merged(steps, merge))}" for merge in merges]
+    merging = {f"merged-{merge}x{merge}": train_merged(steps, merge) for merge in merges}
     train_pages(steps, "pages-sparse")
-    named = [f"all={steps.at('pages-sparse')}", *names]
-    steps.run("compare", *named, output="pages-merged-compared", done="report.html")
+    arms = {"all": "pages-sparse", **merging}
+    longer = {name: train_further(steps, run) for name, run in arms.items()}
+    for output, runs in {"pages-merged-compared": arms, "pages-merged-longer-compared": longer}.items():
+        named = [f"{name}={steps.at(run)}" for name, run in runs.items()]
+        steps.run("compare", *named, output=output, done="report.html")
 
 
 def frozen(steps: Steps) -> None:
