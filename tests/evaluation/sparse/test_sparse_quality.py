@@ -185,7 +185,8 @@ def test_a_search_that_fails_says_what_was_reached(folder: Path, tmp_path: Path)
     assert "KL at most 1e-07, density at most 0.3" in said
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["chosen"] is None
-    nearest = min((row["kl"] for row in results["frontier"] if row["density"] <= 0.3), default=None)
+    points = [*results["frontier"], *results["candidates"]]
+    nearest = min((row["kl"] for row in points if row["density"] <= 0.3), default=None)
     assert nearest is None or f"KL {nearest:.4f} was reached" in said
     assert "density 1.000 was reached" in said, "full keeps everything"
     assert not (tmp_path / "pattern.yaml").exists()

@@ -151,7 +151,8 @@ class _Search:
         thresholds = sorted({max(threshold, floor) for threshold in (floor, *_THRESHOLDS)})
         points = [self.point(measured, threshold) for threshold in thresholds]
         points = self.refined(measured, points)
-        good = [point for point in [*points, *self.uniform(measured, alone)] if self.holds(point)]
+        found = [*points, *self.uniform(measured, alone)]
+        good = [point for point in found if self.holds(point)]
         best = min(good, key=lambda point: (point["density"], point["kl"])) if good else None
         frontier = sorted(
             {str(point["choice"]): point for point in points}.values(), key=lambda point: point["density"]
@@ -164,7 +165,7 @@ class _Search:
         write_json(self.output / RESULTS_FILE, results)
         print_search(results, self.console)
         if best is None:
-            raise SearchFailed(self.failure(frontier))
+            raise SearchFailed(self.failure(found))
         self.write(results)
         return results
 
@@ -332,11 +333,11 @@ class _Search:
                 )  # fmt: skip
         return rows
 
-    def failure(self, frontier: Sequence[Mapping[str, Any]]) -> str:
+    def failure(self, found: Sequence[Mapping[str, Any]]) -> str:
         """What was asked and what was reached."""
         config = self.config
-        within = [point for point in frontier if point["density"] <= config.density]
-        keeping = [point for point in frontier if self.keeps(point)]
+        within = [point for point in found if point["density"] <= config.density]
+        keeping = [point for point in found if self.keeps(point)]
         asked = f"KL at most {config.kl:g}"
         asked += f", mass at least {config.mass:g}" if config.mass else ""
         asked += f", density at most {config.density:g}" if config.density < 1.0 else ""
