@@ -48,13 +48,12 @@ FRONTIER = {
 }
 """Density 0.14 to 0.17 each, with blocks of 64 keys and 128 queries on such a page."""
 CANDIDATES = (
-    "topk(1)",
-    "topk(4)",
-    "global_text + topk(1)",
     "global_text + topk(4)",
-    "global_text + sink(64)",
-    "global_text + sink(64) + window(192)",
-    "global_text + sink(64) + window2d(2, 2)",
+    "global_text + topk(6)",
+    "vertical_slash(3, 3)",
+    "global_text + vertical_slash(2, 2)",
+    "global_text + vertical_slash(3, 3)",
+    "global_text + vertical_slash(4, 4)",
     "full",
 )
 CELLS = {"cell": (2, 1), "near": (2, 2), "crop": (4, 2), "quarter": (8, 4), "smaller": (6, 3), "page": (16, 8)}
@@ -168,7 +167,7 @@ def frontier(steps: Steps, pages: int) -> None:
     size = "task.source.options={size: [512, 512], cells: [16, 8]}"
     candidates = [word for text in CANDIDATES for word in ("--candidate", text)]
     blocks = ["--key-block", "64", "--query-block", "128", "--threads", "1"]
-    bounds = ["--bound", "kl=0.1", "--density", "0.25", "--limit", "24", "--no-rulers"]
+    bounds = ["--bound", "kl=0.05", "--density", "0.25", "--limit", "64", "--no-rulers"]
     data = ["--data", "generated:needle", "--split", "val"]
     searched = "pages-searched"
     steps.run("prefill search", dense, *data, size, *bounds, *candidates, *blocks, output=searched, done="report.html")
