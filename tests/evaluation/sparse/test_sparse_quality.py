@@ -192,6 +192,21 @@ def test_a_search_that_fails_says_what_was_reached(folder: Path, tmp_path: Path)
     assert not (tmp_path / "pattern.yaml").exists()
 
 
+def test_a_failed_search_names_the_nearest_candidate_where_no_threshold_leads_to_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    candidates = ("sink(8)", "topk(1)", "topk(2)", "topk(3)")
+    config = search_config(folder, kl=1e-7, density=0.3, rulers=False, candidates=candidates)
+    with pytest.raises(SearchFailed) as caught:
+        search_pattern(config, tmp_path, device="cpu", console=QUIET)
+    results = json.loads((tmp_path / "results.json").read_text())
+    alone, combined = (
+        min(row["kl"] for row in results[name] if row["density"] <= 0.3) for name in ("candidates", "frontier")
+    )
+    assert alone < combined
+    assert f"KL {alone:.4f} was reached" in str(caught.value)
+
+
 def test_candidates_are_plain_patterns() -> None:
     with pytest.raises(UsageError, match="makes the lists itself"):
         read_candidates(["per_layer(full | topk(2))"])
