@@ -92,22 +92,39 @@ class BlockScores:
         mass = torch.stack(result) * self.candidates  # (Hkv, nbq, nbk)
         return mass / mass.sum(dim=-1, keepdim=True).clamp(min=1e-20)
 
-    def probed(self, probes: int) -> Tensor:
-        """Attention of the last `probes` queries of each segment, mean over the group: (Hkv, segments·probes, N)."""
-        positions = self.probe_positions(probes)
-        query = self.query[:, positions - self.offset].unflatten(0, (-1, self.group))  # (Hkv, G, P, d)
-        scores = (query @ self.key[:, None].transpose(2, 3)).float() * self.scale  # (Hkv, G, P, N)
-        future = torch.arange(self.key.shape[1], device=positions.device)[None, :] > self.reach[positions][:, None]
-        return scores.masked_fill_(future, float("-inf")).softmax(dim=-1).mean(dim=1)
+    def probed(self, probes: int) -> tuple[Tensor, Tensor]:
+        """Attention of the last `probes` queries of each segment, mean over the group and summed over the probes:
+        on each key block, and at each distance in blocks behind the probe (what lies after it counts as distance 0),
+        float32 (Hkv, nbk) each."""
+        heads, length, size = self.key.shape[0], self.key.shape[1], self.key_blocks.size
+        column, slash = (self.query.new_zeros(heads, self.key_blocks.count, dtype=torch.float32) for _ in range(2))
+        for positions in self.probe_positions(probes):
+            query = self.query[:, positions - self.offset].unflatten(0, (heads, self.group))  # (Hkv, G, P, d)
+            near = min(length, int(self.reach[positions].max()) + 1)  # what no probe sees is not computed
+            places = torch.arange(near, device=positions.device)
+            future = places > self.reach[positions, None]  # (P, near)
+            # Up to an edge keys are at least so many blocks behind: running sums there differ by what lies between.
+            behind = torch.arange(1, self.key_blocks.count + 1, device=positions.device) * size
+            edges = F.pad((positions[:, None] + 1 - behind).clamp(min=0), (1, 0), value=near)  # (P, nbk + 1)
+            for head in range(heads):  # one head's scores stay in the cache
+                scores = (query[head] @ self.key[head, :near].T).float().mul_(self.scale)  # (G, P, near)
+                attention = scores.masked_fill_(future, float("-inf")).softmax(dim=-1).mean(dim=0)  # (P, near)
+                blocks = block_sums(attention.sum(dim=0)[None], size)[0]
+                column[head, : len(blocks)] += blocks
+                running = F.pad(attention.cumsum(dim=1), (1, 0)).gather(1, edges)  # (P, nbk + 1)
+                slash[head] -= running.diff(dim=1).sum(dim=0)
+        return column, slash
 
-    def probe_positions(self, probes: int) -> Tensor:
-        """Positions of the probe queries, (P,): of each segment, as far as it has queries here."""
+    def probe_positions(self, probes: int) -> list[Tensor]:
+        """Positions of the probe queries of each segment that has any here."""
         length = self.key.shape[1]
-        places: list[int] = []
+        places: list[Tensor] = []
         for segment in self.query_blocks.layout.segments:
             stop = min(segment.start + segment.length, length)
-            places += range(max(segment.start, self.offset, stop - probes), stop)
-        return torch.tensor(places, device=self.query.device)
+            start = max(segment.start, self.offset, stop - probes)
+            if start < stop:
+                places.append(torch.arange(start, stop, device=self.query.device))
+        return places
 
     def _normalise(self, scores: Tensor) -> Tensor:
         scores = scores.float().masked_fill_(~self.candidates, float("-inf"))
@@ -233,30 +250,22 @@ class VerticalSlash(Dynamic):
 
     def touches(self, query: Blocks, key: Blocks, scores: BlockScores | None = None) -> np.ndarray:
         known = needed(scores, self.name)
-        attention = known.probed(self.probes)  # (Hkv, P, N)
-        heads, _, length = attention.shape
-        column = torch.stack(
-            [block_sums(attention[h].sum(dim=0)[None], key.size)[0] for h in range(heads)]
-        )  # (Hkv, nbk)
-        positions = known.probe_positions(self.probes)
-        distance = (positions[:, None] - torch.arange(length, device=positions.device)).clamp(
-            min=0
-        ) // key.size  # (P, N)
-        slash = attention.new_zeros(heads, key.count)
-        slash.index_add_(1, distance.flatten(), attention.flatten(1))  # (Hkv, nbk): mass at each block distance
-        keep = torch.zeros(heads, query.count, key.count, dtype=torch.bool, device=positions.device)
+        column, slash = known.probed(self.probes)  # (Hkv, nbk)
+        length, device = known.key.shape[1], slash.device
+        keep = torch.zeros(slash.shape[0], query.count, key.count, dtype=torch.bool, device=device)
         if self.columns:
             best = column.topk(min(self.columns, key.count), dim=-1).indices
             keep |= torch.zeros_like(column, dtype=torch.bool).scatter_(1, best, value=True)[:, None]
         if self.slashes:
             best = slash.topk(min(self.slashes, key.count), dim=-1).indices
             near = torch.zeros_like(slash, dtype=torch.bool).scatter_(1, best, value=True)  # (Hkv, distance)
-            first, last = torch.from_numpy(query.first), torch.from_numpy(query.last)
-            for place in range(key.count):  # the distances between a query block and this key block
-                low = ((first - min((place + 1) * key.size, length) + 1) // key.size).clamp(min=0)
-                high = ((last - place * key.size) // key.size).clamp(min=-1, max=key.count - 1)
-                total = F.pad(near.cumsum(dim=1), (1, 0))  # (Hkv, distance + 1)
-                keep[:, :, place] |= total[:, high + 1] > total[:, torch.minimum(low, high + 1)]
+            total = F.pad(near.cumsum(dim=1), (1, 0))  # (Hkv, distance + 1): chosen distances below
+            first, last = (torch.from_numpy(bound).to(device)[:, None] for bound in (query.first, query.last))
+            begin = torch.arange(key.count, device=device) * key.size
+            end = (begin + key.size).clamp(max=length)
+            low = ((first - end + 1) // key.size).clamp(min=0)  # (nbq, nbk): the distances between two blocks
+            high = ((last - begin) // key.size).clamp(min=-1, max=key.count - 1)
+            keep |= total[:, high + 1] > total[:, torch.minimum(low, high + 1)]
         return chosen(keep, known)
 
 
