@@ -17,7 +17,7 @@ Examples:
 
   unclipped prefill bench 0.6b --tokens 1024,4096 --pattern "topk(8)" --output runs/bench
 
-  unclipped prefill search model --data ./my-folder --bound kl=0.05 --limit 32 --output runs/search
+  unclipped prefill search model --data ./my-folder --bound kl=0.05 --limit 64 --output runs/search
 """
 
 QUALITY = """What patterns keep on your own questions, against dense prefill.
@@ -52,16 +52,17 @@ Examples:
 
 SEARCH = """Find for each layer the cheapest pattern that keeps attention and next token within a bound.
 
-Half of the prompts choose, the other half verify. OUTPUT gets pattern.yaml, which `--sparse`, `--pattern` and recipes
-take in the place of a pattern's text, and the frontier (density against KL and recovered mass) as frontier.svg,
-results.json and report.html, beside random and oracle selection at equal density.
+Half of the prompts choose, the other half verify; the interval of the KL says whether they are enough. OUTPUT gets
+pattern.yaml, which `--sparse`, `--pattern` and recipes take in the place of a pattern's text, and the frontier (density
+against KL and recovered mass) as frontier.svg, results.json and report.html, beside random and oracle selection at
+equal density.
 
 Examples:
 
-  unclipped prefill search model --data ./my-folder --bound kl=0.05 --limit 32 --output runs/search
+  unclipped prefill search model --data ./my-folder --bound kl=0.05 --limit 64 --output runs/search
 
   unclipped prefill search model --data ./my-folder --bound kl=0.05 --bound mass=0.9 --density 0.25 --per-head
-  --limit 32 --output runs/search
+  --limit 64 --output runs/search
 
   unclipped prefill search model --data ./my-folder --candidate "topk(4)" --candidate "topk(16)" --output runs/search
 """
@@ -165,7 +166,7 @@ def search(
     data: str = _DATA,
     output: Path = _OUTPUT,
     split: str = _SPLIT,
-    limit: int = typer.Option(32, help="Prompts: every other one chooses, the rest verify."),
+    limit: int = typer.Option(64, help="Prompts: every other one chooses, the rest verify."),
     bound: list[str] = typer.Option(["kl=0.05"], help="kl=NATS, mass=SHARE; may be given again."),
     density: float = typer.Option(1.0, help="Largest mean density allowed."),
     candidate: list[str] = typer.Option(None, help="A pattern to choose from; may be given again."),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unclipped.core.files import write_text
+from unclipped.evaluation.sparse.search import doubt_of, kl_interval
 from unclipped.studies.environment import environment
 from unclipped.studies.prefill_plots import both, frontier_plot, heads_plot, standalone
 from unclipped.studies.report import write_sections
@@ -128,7 +129,7 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
         figures.append(both(frontier_plot, scores, metric, bound=results["dense"]["value"]))
         write_text(output / "score.svg", standalone(figures[-1]["wide"]))
     has_rulers = bool(frontier) and "random" in frontier[0]
-    head = ["combination", "density", "KL", "top-1 agrees", "mass"]
+    head = ["combination", "density", "KL [95 %]", "top-1 agrees", "mass"]
     head += ["oracle KL", "random KL", "oracle mass", "random mass"] if has_rulers else []
     head += ["score [95 %]", "minus dense, paired"] if scored else []
     chosen = results["chosen"]
@@ -145,12 +146,12 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
             "title": "Candidates alone",
             "text": "",
             "figures": [],
-            "head": ["candidate", "density", "KL", "top-1 agrees", "mass"],
+            "head": ["candidate", "density", "KL [95 %]", "top-1 agrees", "mass"],
             "rows": [
                 [
                     f"{number} {row['pattern']}",
                     f"{row['density']:.3f}",
-                    f"{row['kl']:.4f}",
+                    kl_interval(row),
                     f"{row['agreement']:.3f}",
                     f"{row['mass']:.3f}",
                 ]
@@ -170,8 +171,8 @@ def write_search_report(output: Path, results: Mapping[str, Any]) -> Path:
     ]
     lead = (
         f"{results['model']}, {results['prompts']['choose']} prompts of {results['task']} chose and "
-        f"{results['prompts']['verify']} verified: density {chosen['density']:.3f}, KL {chosen['kl']:.4f} (bound "
-        f"{bounds['kl']:g})."
+        f"{results['prompts']['verify']} verified: density {chosen['density']:.3f}, KL {kl_interval(chosen)} "
+        f"(bound {bounds['kl']:g}). {doubt_of(results)}"
     )
     return write_sections(output / "report.html", "Search of a sparse prefill", lead, sections, environment())
 
@@ -180,7 +181,7 @@ def _frontier_row(row: Mapping[str, Any], has_rulers: bool) -> list[str]:
     cells = [
         f"at least {row['least_mass']:.4g}",
         f"{row['density']:.3f}",
-        f"{row['kl']:.4f}",
+        kl_interval(row),
         f"{row['agreement']:.3f}",
     ]
     cells.append(f"{row['mass']:.3f}")

@@ -23,20 +23,14 @@ from unclipped.core.errors import UsageError
 from unclipped.core.files import read_jsonl
 from unclipped.evaluation.sparse import quality as quality_module
 from unclipped.evaluation.sparse.bench import in_turns, measure_speed
+from unclipped.evaluation.sparse.combinations import Combination, Measured, combine, pattern_for
 from unclipped.evaluation.sparse.config import BenchConfig, QualityConfig, SearchConfig
 from unclipped.evaluation.sparse.measures import divergence
 from unclipped.evaluation.sparse.quality import measure_quality
 from unclipped.evaluation.sparse.scaling import amdahl, attention_share, exponent
-from unclipped.evaluation.sparse.search import (
-    Combination,
-    Measured,
-    SearchFailed,
-    combine,
-    pattern_for,
-    read_candidates,
-    search_pattern,
-)
+from unclipped.evaluation.sparse.search import SearchFailed, doubt_of, read_candidates, search_pattern
 from unclipped.inference.engine import Engine
+from unclipped.studies.prefill_report import write_search_report
 
 BLOCKS = {"key_block": 8, "query_block": 16}
 QUIET = Console(file=io.StringIO(), width=160)
@@ -161,6 +155,38 @@ def test_a_search_keeps_its_bound_and_its_file_runs(folder: Path, tmp_path: Path
     assert taken.pattern == chosen["pattern"]
     assert (taken.key_block, taken.query_block) == (8, 16)
     assert Engine(folder, device="cpu", sparse=taken).sparse is not None
+
+
+def test_the_kl_of_a_search_comes_with_its_interval_over_prompts(folder: Path, tmp_path: Path) -> None:
+    config = search_config(folder, rulers=False, kl=5.0, task=task(12))
+    said = io.StringIO()
+    found = search_pattern(config, tmp_path, device="cpu", console=Console(file=said, width=160))
+    chosen, rows = found["chosen"], [row for _, row in read_jsonl(tmp_path / "tokens.jsonl")]
+    own = [row["measured"]["kl"] for row in rows if row["key"].split(" ", 1)[1] == chosen["pattern"]]
+    assert len(own) == 6
+    drawn = np.random.default_rng(11).choice(own, size=(4000, 6)).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    spread = high - low
+    assert chosen["kl"] == pytest.approx(np.mean(own))
+    assert chosen["kl_low"] == pytest.approx(low, abs=0.1 * spread)
+    assert chosen["kl_high"] == pytest.approx(high, abs=0.1 * spread)
+    shown = f"{chosen['kl']:.4f} [{chosen['kl_low']:.4f}, {chosen['kl_high']:.4f}]"
+    page = write_search_report(tmp_path, found).read_text()
+    kept = (tmp_path / "pattern.yaml").read_text()
+    assert f"kl_high: {chosen['kl_high']:.6f}".rstrip("0") in kept
+    for text in (said.getvalue(), page):
+        assert shown in text
+        assert "Only 6 prompts verify" in text
+
+
+@pytest.mark.parametrize(
+    ("prompts", "high", "says"),
+    [(40, 0.049, ""), (40, 0.06, "40 prompts do not show that the bound holds"), (12, 0.04, "Only 12 prompts verify")],
+)
+def test_a_search_says_when_its_prompts_are_too_few(prompts: int, high: float, says: str) -> None:
+    results = {"chosen": {"kl_high": high}, "bounds": {"kl": 0.05}, "prompts": {"verify": prompts}}
+    assert doubt_of(results).startswith(says)
+    assert bool(doubt_of(results)) == bool(says)
 
 
 def test_a_search_scores_its_frontier(folder: Path, tmp_path: Path) -> None:

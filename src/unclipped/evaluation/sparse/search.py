@@ -3,13 +3,14 @@
 The prompts that choose are run dense once, and every candidate's recovered mass and density is measured in every layer
 (and key head). For a threshold each place takes the cheapest candidate whose recovered mass reaches it; `full` always
 does. So one number makes a combination, tightened until the mean KL of the next token, measured on the prompts that
-verify, is within the bound: recovered mass alone does not bound it.
+verify, is within the bound: recovered mass alone does not bound it. The bound is one on the mean as measured; its
+interval over prompts (bootstrap, 95 %) stands beside it, and a choice whose interval reaches beyond the bound says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +30,10 @@ from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.core.files import write_json
 from unclipped.core.progress import counting
 from unclipped.evaluation.config import EvaluationConfig
+from unclipped.evaluation.intervals import FEW_CLUSTERS, bootstrap
 from unclipped.evaluation.questions import as_prompt, open_task
 from unclipped.evaluation.runner import default_console
+from unclipped.evaluation.sparse.combinations import Combination, Measured, combine, of_combination, pattern_for
 from unclipped.evaluation.sparse.config import PatternArm, SearchConfig
 from unclipped.evaluation.sparse.measures import Blocks, next_token, next_token_logits, prompt_mass, prompt_of
 from unclipped.evaluation.sparse.quality import score_patterns
@@ -39,66 +42,12 @@ from unclipped.inference.engine import Engine
 
 PATTERN_FILE = "pattern.yaml"
 RESULTS_FILE = "results.json"
+_REACHED = ("kl", "kl_low", "kl_high", "agreement", "mass")
 _THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 
 class SearchFailed(UnclippedError):
     """No combination is within the bounds; the message says what was reached."""
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Candidates on the prompts that choose: mean recovered mass and density in each place.
-
-    A place is a key head of a layer that can run patterns.
-    """
-
-    patterns: tuple[Pattern, ...]
-    layers: tuple[int, ...]
-    mass: np.ndarray
-    """(candidates, layers, Hkv): mean over the query heads of a group and over prompts."""
-    oracle: np.ndarray
-    """The same for as many blocks chosen by true attention, and (random) at random."""
-    random: np.ndarray
-    density: np.ndarray
-    """(candidates, layers, Hkv)"""
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A candidate for every place. `choice[layer][head]` numbers candidates; one head stands for all."""
-
-    least_mass: float
-    choice: tuple[tuple[int, ...], ...]
-
-
-def combine(measured: Measured, least_mass: float, *, per_head: bool) -> Combination:
-    """In each place the cheapest candidate whose recovered mass is at least `least_mass`."""
-    mass, density = measured.mass, measured.density
-    if not per_head:
-        mass, density = mass.mean(axis=2, keepdims=True), density.mean(axis=2, keepdims=True)
-    allowed = mass >= min(least_mass, 1.0) - 1e-6
-    for number, pattern in enumerate(measured.patterns):
-        allowed[number] |= isinstance(pattern, Full)
-    choice = np.where(allowed, density, np.inf).argmin(axis=0)  # (layers, heads or 1)
-    return Combination(least_mass, tuple(tuple(int(number) for number in row) for row in choice))
-
-
-def pattern_for(combination: Combination, measured: Measured, depth: int) -> Pattern:
-    """A combination as one pattern; layers that cannot run patterns are `full`."""
-    own: dict[int, Pattern] = {}
-    for layer, row in zip(measured.layers, combination.choice, strict=True):
-        parts = tuple(measured.patterns[number] for number in row)
-        own[layer] = parts[0] if len(set(parts)) == 1 else PerHead(parts)
-    listed = tuple(own.get(layer, Full()) for layer in range(depth))
-    return listed[0] if len(set(listed)) == 1 else PerLayer(listed)
-
-
-def of_combination(values: np.ndarray, combination: Combination) -> np.ndarray:
-    """(candidates, layers, Hkv) at the chosen candidates: (layers, Hkv)."""
-    heads = values.shape[2]
-    chosen = np.array([row * heads if len(row) == 1 else row for row in combination.choice])  # (layers, Hkv)
-    return np.take_along_axis(values, chosen[None], axis=0)[0]
 
 
 def search_pattern(
@@ -192,7 +141,7 @@ class _Search:
         )  # fmt: skip
 
     def verify(self, pattern: Pattern, name: str) -> dict[str, float]:
-        """Mean KL, agreement and density of a pattern on the prompts that verify."""
+        """Mean KL with its interval, agreement and density of a pattern on the prompts that verify."""
         rows = []
         done = sum(f"{index} {name}" in self.tokens for index in self.verifying)
         shown = name if len(name) <= 48 else f"{name[:45]}…"
@@ -207,8 +156,9 @@ class _Search:
                     self.tokens.add(key, asdict(found))
                     counter.advance(1)
                 rows.append(self.tokens[key])
-        means = {name: float(np.mean([row[name] for row in rows])) for name in ("kl", "agrees", "density")}
-        return {"kl": means["kl"], "agreement": means["agrees"], "density": means["density"]}
+        kl = bootstrap([row["kl"] for row in rows], seed=self.config.seed)
+        agreement, density = (float(np.mean([row[name] for row in rows])) for name in ("agrees", "density"))
+        return {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "agreement": agreement, "density": density}
 
     def alone(self, measured: Measured, number: int) -> dict[str, Any]:
         """A candidate in all layers."""
@@ -306,7 +256,7 @@ class _Search:
         if best is not None:
             combination = Combination(best["least_mass"], best["choice"])
             chosen = {
-                **{name: best[name] for name in ("pattern", "density", "kl", "agreement", "mass", "least_mass")},
+                **{name: best[name] for name in ("pattern", "density", *_REACHED, "least_mass")},
                 "places": self.places(measured, combination),
             }
         return {
@@ -356,7 +306,7 @@ class _Search:
 
     def write(self, results: Mapping[str, Any]) -> None:
         chosen = results["chosen"]
-        found = {name: chosen[name] for name in ("density", "kl", "agreement", "mass")}
+        found = {name: chosen[name] for name in ("density", *_REACHED)}
         contents = PatternFile(
             pattern=chosen["pattern"],
             key_block=self.config.key_block,
@@ -388,13 +338,13 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
     frontier = results["frontier"]
     has_rulers = bool(frontier) and "random" in frontier[0]
     table = Table(title="frontier: the cheapest candidates that keep so much attention", title_justify="left")
-    names = ["least mass", "density", "KL", "top-1 agrees", "mass"]
+    names = ["least mass", "density", "KL [95 %]", "top-1 agrees", "mass"]
     names += ["oracle KL", "random KL", "oracle mass", "random mass"] if has_rulers else []
     names += ["score minus dense"] if "dense" in results else []
     for name in names:
         table.add_column(name, justify="right")
     for point in frontier:
-        cells = [f"{point['least_mass']:.4g}", f"{point['density']:.3f}", f"{point['kl']:.4f}"]
+        cells = [f"{point['least_mass']:.4g}", f"{point['density']:.3f}", kl_interval(point)]
         cells += [f"{point['agreement']:.3f}", f"{point['mass']:.3f}"]
         if has_rulers:
             cells += [f"{point[kind]['kl']:.4f}" for kind in ("oracle", "random")]
@@ -407,7 +357,28 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
     chosen = results["chosen"]
     if chosen is not None:
         console.print(
-            f"chosen: density {chosen['density']:.3f}, KL {chosen['kl']:.4f} (bound {results['bounds']['kl']:g}), "
+            f"chosen: density {chosen['density']:.3f}, KL {kl_interval(chosen)} (bound {results['bounds']['kl']:g}), "
             f"recovered mass {chosen['mass']:.3f}\n{chosen['pattern']}",
             markup=False,
         )
+        doubt = doubt_of(results)
+        if doubt:
+            console.print(doubt, markup=False)
+
+
+def kl_interval(row: Mapping[str, float]) -> str:
+    """The mean KL with its interval over prompts, as shown in tables."""
+    return f"{row['kl']:.4f} [{row['kl_low']:.4f}, {row['kl_high']:.4f}]"
+
+
+def doubt_of(results: Mapping[str, Any]) -> str:
+    """What to say when the prompts that verified are too few to show that the chosen pattern keeps its bound."""
+    chosen, bound, prompts = results["chosen"], results["bounds"]["kl"], results["prompts"]["verify"]
+    if chosen["kl_high"] > bound:
+        return (
+            f"{prompts} prompts do not show that the bound holds: the interval of the KL reaches "
+            f"{chosen['kl_high']:.4f}. More prompts (--limit) would tell; a tighter bound is safer."
+        )
+    if prompts < FEW_CLUSTERS:
+        return f"Only {prompts} prompts verify: below {FEW_CLUSTERS} the interval of the KL is itself uncertain."
+    return ""
