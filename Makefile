@@ -27,8 +27,9 @@ OUTPUT ?= quickstart
 quickstart: $(VENV)/.core
 	$(BIN)/unclipped quickstart --output $(OUTPUT)
 
+# As many processes as the machine has cores, at most 8; a file's tests stay in one, since they share what they prepare.
 test: $(VENV)/.oracles
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
