@@ -71,6 +71,23 @@ def test_gradients_equal_those_of_the_definition(text: str, heads: tuple[int, in
         assert torch.allclose(gradient, wanted, atol=1e-12)
 
 
+@pytest.mark.parametrize("text", ["window(40)", "sink(8) + window(40)", "topk(3)"])
+@pytest.mark.parametrize("length", [128, 131])
+def test_states_may_lie_in_memory_as_they_like(text: str, length: int) -> None:
+    """Keys of a window are read where they stand; those of a model stand among the other heads."""
+    layout = Layout.from_token_types([0] * length, [])
+    query, key, value = states(4, 2, length)
+    plan = build_plan(parse_pattern(text), layout, **BLOCKS, query=query[0], key=key[0])
+    whole = sparse_attention(query, key, value, plan, scale=SCALE)
+    expected = attention64(*(s[0].numpy() for s in (query, key, value)), plan.element_mask().numpy(), SCALE)
+    np.testing.assert_allclose(whole[0].numpy(), expected, atol=1e-5)
+    among = [s.transpose(1, 2).contiguous().transpose(1, 2) for s in (query, key, value)]
+    assert not among[1][0, 0].is_contiguous()
+    torch.testing.assert_close(sparse_attention(*among, plan, scale=SCALE), whole)
+    behind = [torch.cat([torch.full_like(s, 1e4), s], dim=2)[:, :, length:] for s in (query, key, value)]
+    torch.testing.assert_close(sparse_attention(*behind, plan, scale=SCALE), whole)
+
+
 def test_gradients_by_finite_differences() -> None:
     layout = Layout.from_token_types([0] * 13)
     leaves = [s[..., :3].double().requires_grad_() for s in states(2, 1, 13)]

@@ -134,10 +134,27 @@ class _Part:
     """Key blocks (m, count), or None for the blocks' own causal span."""
     mask: Tensor | None = None
     """Added to the scores, (m, 1, tokens, count·key_block)."""
+    shift: int = 0
+    """Blocks by which lists of consecutive key blocks move on from one query block to the next (windows); 0: no such
+    lists. Their keys are read in place."""
 
 
-def _parts(plan: BlockPlan, head: int, group: int, width: int, dtype: torch.dtype) -> Iterator[_Part]:
-    """The calls that make up the attention of one key head: diagonals, whole blocks, then blocks behind the mask.
+def _heads(plan: BlockPlan, key_heads: int) -> list[tuple[int, range]]:
+    """Rows of the plan's lists, each with key heads that run its parts. Heads that share their lists run them together,
+    except where keys are filled up: copies of all heads at once would be as large as the states."""
+    heads = [range(head, head + 1) for head in range(key_heads)]
+    if plan.lists.shape[0] > 1:
+        return list(enumerate(heads))
+    return [(0, own) for own in heads] if _lacking(plan) else [(0, range(key_heads))]
+
+
+def _lacking(plan: BlockPlan) -> int:
+    """Tokens by which keys are filled up to whole blocks: only blocks behind a mask may be shorter than others."""
+    return -plan.length % plan.key_block if bool(plan.partial_counts.any()) else 0
+
+
+def _parts(plan: BlockPlan, row: int, group: int, width: int, dtype: torch.dtype) -> Iterator[_Part]:
+    """The calls that make up the attention under lists `row`: diagonals, whole blocks, then blocks behind the mask.
 
     Each works on so many query blocks that its memory is bounded, whatever the length.
     """
@@ -146,10 +163,10 @@ def _parts(plan: BlockPlan, head: int, group: int, width: int, dtype: torch.dtyp
     for part in plan.is_diagonal.nonzero()[:, 0].split(max(1, _WORK_BYTES // bytes_of_row)):
         for members, tokens in _by_size(plan, part):
             yield _Part(_rows(plan, members, tokens), tokens, None)
-    row = head if plan.lists.shape[0] > 1 else 0
     for members, lists in _groups(plan.counts[row], plan.lists[row], bytes_of_block, bytes_of_row):
         for chosen, tokens in _by_size(plan, members):
-            yield _Part(_rows(plan, chosen, tokens), tokens, lists[torch.isin(members, chosen)])
+            listed = lists[torch.isin(members, chosen)]
+            yield _Part(_rows(plan, chosen, tokens), tokens, listed, shift=_shift(listed))
     for members, lists in _groups(plan.partial_counts[row], plan.partial[row], 2 * bytes_of_block, bytes_of_row):
         for chosen, tokens in _by_size(plan, members):
             rows, listed = _rows(plan, chosen, tokens), lists[torch.isin(members, chosen)]
@@ -171,6 +188,14 @@ def _groups(counts: Tensor, lists: Tensor, bytes_of_block: int, bytes_of_row: in
             yield part, lists[part, :count]
 
 
+def _shift(lists: Tensor) -> int:
+    """`_Part.shift` of lists (m, count)."""
+    if bool((lists.diff(dim=1) != 1).any()):
+        return 0
+    steps = lists[:, 0].diff()
+    return 1 if not len(steps) else int(steps[0]) if bool((steps == steps[0]).all()) else 0
+
+
 def _by_size(plan: BlockPlan, members: Tensor) -> Iterator[tuple[Tensor, int]]:
     """Query blocks parted by their number of queries: the first and the last may have fewer than the others."""
     sizes = torch.from_numpy(plan.sizes)[members]
@@ -188,7 +213,7 @@ def _rows(plan: BlockPlan, members: Tensor, tokens: int) -> slice | Tensor:
 
 
 def _batched(states: Tensor, part: _Part) -> Tensor:
-    """(G, M, …) → (m, G, tokens, …) of the queries of a part."""
+    """(G, M, …) → (m, G, tokens, …) of the queries of a part; a view where they follow each other."""
     return states[:, part.rows].unflatten(1, (-1, part.tokens)).transpose(0, 1)
 
 
@@ -197,14 +222,22 @@ def _unbatched(states: Tensor) -> Tensor:
     return states.transpose(0, 1).flatten(1, 2)
 
 
+def _put(states: Tensor, part: _Part, values: Tensor) -> None:
+    """Write values (m, G, tokens, …) to the queries of a part in `states` (G, M, …)."""
+    if isinstance(part.rows, slice):
+        _batched(states, part).copy_(values)
+    else:
+        states[:, part.rows] = _unbatched(values)
+
+
 class _Keys:
     """Keys and values of one head as the parts read them: (N, d) each, filled up to whole blocks where one needs it."""
 
     def __init__(self, key: Tensor, value: Tensor, plan: BlockPlan, group: int) -> None:
         self.plan, self.group = plan, group
         self.states = [key, value]
-        lacking = -key.shape[0] % plan.key_block
-        if lacking and bool(plan.partial_counts.any()):
+        lacking = _lacking(plan)
+        if lacking:
             self.states = [F.pad(states, (0, 0, 0, lacking)) for states in self.states]
         self.whole = self.states[0].shape[0] // plan.key_block
 
@@ -213,9 +246,17 @@ class _Keys:
         if part.lists is None:
             spread = [states.expand(self.group, -1, -1) for states in self.states]  # (G, N, d), no copy
             return [_batched(states[:, self.plan.offset :], part) for states in spread]
-        size = self.plan.key_block
-        blocks = [states[: self.whole * size].unflatten(0, (self.whole, size)) for states in self.states]
-        return [states[part.lists].flatten(1, 2)[:, None].expand(-1, self.group, -1, -1) for states in blocks]
+        size, (_, count) = self.plan.key_block, part.lists.shape
+        if part.shift and all(states.is_contiguous() for states in self.states):
+            first, width = int(part.lists[0, 0]) * size, self.states[0].shape[1]
+            shape, strides = (len(part.lists), count * size, width), (part.shift * size * width, width, 1)
+            found = [
+                states[first:].as_strided(shape, strides, states[first:].storage_offset()) for states in self.states
+            ]
+        else:
+            blocks = [states[: self.whole * size].unflatten(0, (self.whole, size)) for states in self.states]
+            found = [states[part.lists].flatten(1, 2) for states in blocks]
+        return [states[:, None].expand(-1, self.group, -1, -1) for states in found]
 
     def places(self, part: _Part) -> Tensor | slice:
         """Tokens of the keys of a part, flat; those that fill up stand behind the last."""
@@ -229,31 +270,34 @@ def _gather_forward(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, 
     """query (H, M, d), key and value (Hkv, N, d) → output (H, M, d), log-sum-exp (H, M) in the kernel's precision."""
     heads, length, width = query.shape
     group = heads // key.shape[0]
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    sums = query.new_empty(heads, length, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
-    for head in range(key.shape[0]):
-        span = slice(head * group, (head + 1) * group)
-        own, out, lse = query[span], output[span], sums[span]  # (G, M, d); the last two are filled in place
-        keys = _Keys(key[head], value[head], plan, group)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format).unflatten(0, (-1, group))  # (Hkv, G, M, d)
+    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
+    sums = query.new_empty(key.shape[0], group, length, dtype=exact)
+    query = query.unflatten(0, (-1, group))  # (Hkv, G, M, d)
+    for row, shared in _heads(plan, key.shape[0]):
+        keys = [_Keys(key[head], value[head], plan, group) for head in shared]
         is_new = torch.ones(length, dtype=torch.bool)  # queries without any part so far
-        for part in _parts(plan, head, group, width, query.dtype):
-            result, part_lse = _flash(
-                _batched(own, part), *keys.of(part), 0.0, part.lists is None, attn_mask=part.mask, scale=scale
-            )  # (m, G, tokens, d), (m, G, tokens)
-            rows, result, part_lse = part.rows, _unbatched(result), _unbatched(part_lse)
-            if bool(is_new[rows].any()):
-                if not bool(is_new[rows].all()):  # some have a part already: start the others from nothing
-                    fresh = is_new.nonzero()[:, 0]
-                    out[:, fresh], lse[:, fresh] = 0.0, float("-inf")
-                    is_new[:] = False
-                else:
-                    out[:, rows], lse[:, rows] = result, part_lse
-                    is_new[rows] = False
-                    continue
-            weight = torch.sigmoid(part_lse - lse[:, rows])[..., None].to(out.dtype)  # share of this part
-            out[:, rows] = torch.lerp(out[:, rows], result, weight)
-            lse[:, rows] = torch.logaddexp(lse[:, rows], part_lse)
-    return output, sums
+        for part in _parts(plan, row, group, width, query.dtype):
+            is_first = bool(is_new[part.rows].all())
+            if not is_first and bool(is_new[part.rows].any()):  # some have a part: start the others from nothing
+                fresh = is_new.nonzero()[:, 0]
+                output[shared.start : shared.stop, :, fresh] = 0.0
+                sums[shared.start : shared.stop, :, fresh] = float("-inf")
+                is_new[:] = False
+            is_new[part.rows] = False
+            for head, own in zip(shared, keys, strict=True):
+                states = _batched(query[head], part)
+                result, part_sums = _flash(
+                    states, *own.of(part), 0.0, part.lists is None, attn_mask=part.mask, scale=scale
+                )  # (m, G, tokens, d), (m, G, tokens)
+                if not is_first:
+                    before, earlier = _batched(sums[head], part), _batched(output[head], part)
+                    weight = torch.sigmoid(part_sums - before)[..., None].to(result.dtype)  # share of this part
+                    result = torch.lerp(earlier, result, weight)
+                    part_sums = torch.logaddexp(before, part_sums)
+                _put(output[head], part, result)
+                _put(sums[head], part, part_sums)
+    return output.flatten(0, 1), sums.flatten(0, 1)
 
 
 def _gather_backward(
@@ -273,21 +317,22 @@ def _gather_backward(
     filled = -(-tokens // plan.key_block) * plan.key_block  # gradients of keys that only fill up are dropped
     d_queries = torch.zeros(query.shape, dtype=exact)
     d_keys, d_values = (torch.zeros(key.shape[0], filled, width, dtype=exact) for _ in range(2))
-    for head in range(key.shape[0]):
-        span = slice(head * group, (head + 1) * group)
-        keys = _Keys(key[head], value[head], plan, group)
-        for part in _parts(plan, head, group, width, query.dtype):
-            grad, own, out = (_batched(states[span], part) for states in (gradient, query, output))
-            joined = _batched(sums[span], part).contiguous()  # (m, G, tokens)
-            results = _flash_backward(
-                grad, own, *keys.of(part), out, joined, 0.0, part.lists is None, attn_mask=part.mask, scale=scale
-            )
-            d_queries[span][:, part.rows] += _unbatched(results[0])
-            places = keys.places(part)
-            for total, result in ((d_keys[head], results[1]), (d_values[head], results[2])):
-                summed = result.sum(dim=1).flatten(0, 1).to(exact)  # (m·keys, d)
-                if isinstance(places, slice):
-                    total[places] += summed
-                else:
-                    total.index_add_(0, places, summed)
+    for row, shared in _heads(plan, key.shape[0]):
+        keys = {head: _Keys(key[head], value[head], plan, group) for head in shared}
+        for part in _parts(plan, row, group, width, query.dtype):
+            for head, own in keys.items():
+                span = slice(head * group, (head + 1) * group)
+                grad, states, out = (_batched(whole[span], part) for whole in (gradient, query, output))
+                joined = _batched(sums[span], part).contiguous()  # (m, G, tokens)
+                results = _flash_backward(
+                    grad, states, *own.of(part), out, joined, 0.0, part.lists is None, attn_mask=part.mask, scale=scale
+                )
+                d_queries[span][:, part.rows] += _unbatched(results[0])
+                places = own.places(part)
+                for total, result in ((d_keys[head], results[1]), (d_values[head], results[2])):
+                    summed = result.sum(dim=1).flatten(0, 1).to(exact)  # (m·keys, d)
+                    if isinstance(places, slice):
+                        total[places] += summed
+                    else:
+                        total.index_add_(0, places, summed)
     return d_queries.to(query.dtype), d_keys[:, :tokens].to(key.dtype), d_values[:, :tokens].to(value.dtype)
