@@ -217,7 +217,6 @@ class SparseState:
                 raise UsageError(f"sparse prefill cannot run in layer {layer}: {reason} (fallback='never')")
             self._record(LayerRecord(layer, tokens, "dense", reason, 1.0, self._plan_seconds))
             return None
-        output = torch.zeros_like(query)  # (B, H, Tq, d)
         pieces = []
         for b, (row, plan) in enumerate(zip(prefill.rows, plans, strict=True)):
             shift = row.start - prefill.offset  # from a position of the row to one among the queries
@@ -236,6 +235,7 @@ class SparseState:
         if len(pieces) == 1 and pieces[0][1] == slice(0, query.shape[2]) and len(query) == 1:
             output = pieces[0][2]
         else:
+            output = torch.zeros_like(query)  # (B, H, Tq, d)
             for b, span, piece in pieces:
                 output[b, :, span] = piece[0]
         densities = [plan.density for plan in plans if plan is not None]
