@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,6 +69,22 @@ def test_gradients_equal_those_of_the_definition(text: str, heads: tuple[int, in
     )
     for gradient, wanted in zip(own, expected, strict=True):
         assert torch.allclose(gradient, wanted, atol=1e-12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(layout=layouts(), text=st.sampled_from(STATIC + DYNAMIC), size=st.sampled_from([(4, 4), (4, 8)]))
+@example(layout=Layout.from_token_types([1] * 9, [(1, 3, 3)], sight="all"), text="full", size=(4, 4))
+@example(layout=Layout.from_token_types([1] * 19, [(1, 1, 19)], sight="all"), text="full", size=(4, 8))
+def test_gather_agrees_with_float64_under_each_rule_for_later_tokens(
+    layout: Layout, text: str, size: tuple[int, int]
+) -> None:
+    """Where later tokens are seen, lists also move backwards from one query block to the next."""
+    query, key, value = states(4, 2, layout.length)
+    blocks = dict(zip(("key_block", "query_block"), size, strict=True))
+    plan = build_plan(parse_pattern(text), layout, **blocks, query=query[0], key=key[0])
+    found = sparse_attention(query, key, value, plan, scale=SCALE, backend="gather")
+    expected = attention64(*(s[0].numpy() for s in (query, key, value)), plan.element_mask().numpy(), SCALE)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["window(40)", "sink(8) + window(40)", "topk(3)"])

@@ -193,7 +193,10 @@ def _shift(lists: Tensor) -> int:
     if bool((lists.diff(dim=1) != 1).any()):
         return 0
     steps = lists[:, 0].diff()
-    return 1 if not len(steps) else int(steps[0]) if bool((steps == steps[0]).all()) else 0
+    if not len(steps):
+        return 1
+    step = int(steps[0])  # negative where later tokens are seen: no stride can be
+    return step if step > 0 and bool((steps == step).all()) else 0
 
 
 def _by_size(plan: BlockPlan, members: Tensor) -> Iterator[tuple[Tensor, int]]:
