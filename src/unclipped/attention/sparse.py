@@ -273,8 +273,7 @@ def _gather_forward(query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, 
     """query (H, M, d), key and value (Hkv, N, d) → output (H, M, d), log-sum-exp (H, M) in the kernel's precision."""
     heads, length, width = query.shape
     group = heads // key.shape[0]
-    # In memory (M, H, d), as the layer that follows wants it.
-    output = query.new_empty(length, heads, width).transpose(0, 1).unflatten(0, (-1, group))  # (Hkv, G, M, d)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format).unflatten(0, (-1, group))  # (Hkv, G, M, d)
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     sums = query.new_empty(key.shape[0], group, length, dtype=exact)
     query = query.unflatten(0, (-1, group))  # (Hkv, G, M, d)
