@@ -342,7 +342,7 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
     names += ["oracle KL", "random KL", "oracle mass", "random mass"] if has_rulers else []
     names += ["score minus dense"] if "dense" in results else []
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name in ("KL [95 %]", "score minus dense"))
     for point in frontier:
         cells = [f"{point['least_mass']:.4g}", f"{point['density']:.3f}", kl_interval(point)]
         cells += [f"{point['agreement']:.3f}", f"{point['mass']:.3f}"]
