@@ -253,9 +253,7 @@ class _Keys:
         if part.shift and all(states.is_contiguous() for states in self.states):
             first, width = int(part.lists[0, 0]) * size, self.states[0].shape[1]
             shape, strides = (len(part.lists), count * size, width), (part.shift * size * width, width, 1)
-            found = [
-                states[first:].as_strided(shape, strides, states[first:].storage_offset()) for states in self.states
-            ]
+            found = [states[first:].as_strided(shape, strides) for states in self.states]
         else:
             blocks = [states[: self.whole * size].unflatten(0, (self.whole, size)) for states in self.states]
             found = [states[part.lists].flatten(1, 2) for states in blocks]
