@@ -75,6 +75,8 @@ class AnswerObjective(Objective):
         if idle is not None:
             # Through the language model too: where it is frozen, nothing else would send its backward pass along.
             batch["inputs_embeds"] = self.model.get_input_embeddings()(batch.pop("input_ids")) + idle
+        if self._is_plainly_causal(batch["attention_mask"]):
+            batch["attention_mask"] = None
         output = self.model(
             **batch,
             mm_encoder_outputs={"image": images} if images is not None else None,
@@ -92,6 +94,15 @@ class AnswerObjective(Objective):
             left_out = (rows - len(readings)) / normaliser(counts, own, "ctc_rows")
             parts |= {"ctc": ctc.detach(), "ctc_left_out": left_out.to(answer.device)}
         return {"loss": loss, "parts": parts}
+
+    def _is_plainly_causal(self, mask: Tensor) -> bool:
+        """Whether the padding of `mask` (B, T) can be left to causality: it stands behind all tokens, so none sees it.
+
+        With a mask, torch's attention forms all pairs instead of the causal half. Other implementations pack padded
+        rows themselves, or, as sparse prefill, need to know the tokens.
+        """
+        is_sdpa = self.model.model.language_model.config._attn_implementation == "sdpa"
+        return is_sdpa and mask.ndim == 2 and not bool((mask[:, 1:] > mask[:, :-1]).any())
 
     def _idle_vision(self, device: torch.device) -> Tensor | None:
         """Zero, but through the vision tower and the connector, for a micro-batch without images.
