@@ -1,10 +1,8 @@
 """Reading a number on a page of 4,096 visual tokens: the studies of sparse prefill on trained models.
 
-twins     the same model lengthened to whole pages under a sparse plan and densely, for 100 steps and for 150 more, and
-          blind; 2,000 pages
+twins     the same model lengthened to whole pages under a sparse plan and densely, and blind; 2,000 pages
 merged    all tokens with sparse prefill against 2x2- and 4x4-merged tokens with dense prefill: the same pages, at 1.375
-          and 1.625 times the size, so that time to first token is equal (`unclipped prefill bench` on each shows it),
-          after 100 steps and after 150 more
+          and 1.625 times the size, so that time to first token is equal (`unclipped prefill bench` on each shows it)
 frontier  patterns at about equal density on the dense twin, none of them trained for, with one that is searched
 frozen    the same reading by a linear connector between frozen parts
 
@@ -29,6 +27,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from unclipped.models.checkpoint import load_model
+from unclipped.recipes.loading import read_recipe
 
 EXAMPLES = """examples:
   python benchmarks/pages.py --runs runs --jobs 2
@@ -56,27 +55,31 @@ CANDIDATES = (
     "global_text + vertical_slash(4, 4)",
     "full",
 )
-CELLS = {"cell": (2, 1), "near": (2, 2), "crop": (4, 2), "quarter": (8, 4), "smaller": (6, 3), "page": (16, 8)}
-"""(rows, columns) of what a merging model is trained on, where the other sees as many on smaller pictures."""
-SIDES = {
+Cells = tuple[int, int]
+SIDES: dict[int, dict[Cells, tuple[int, int]]] = {
     2: {
-        "cell": (96, 96),
-        "near": (96, 192),
-        "crop": (176, 176),
-        "quarter": (352, 352),
-        "smaller": (272, 272),
-        "page": (704, 704),
+        (2, 1): (96, 96),
+        (2, 2): (96, 192),
+        (4, 2): (176, 176),
+        (6, 3): (272, 272),
+        (8, 4): (352, 352),
+        (8, 8): (352, 704),
+        (16, 4): (704, 352),
+        (16, 8): (704, 704),
     },
     4: {
-        "cell": (96, 96),
-        "near": (96, 192),
-        "crop": (192, 192),
-        "quarter": (416, 416),
-        "smaller": (320, 320),
-        "page": (832, 832),
+        (2, 1): (96, 96),
+        (2, 2): (96, 192),
+        (4, 2): (192, 192),
+        (6, 3): (320, 320),
+        (8, 4): (416, 416),
+        (8, 8): (416, 832),
+        (16, 4): (832, 416),
+        (16, 8): (832, 832),
     },
 }
-"""Merging → (height, width) in px of the same; multiples of what one token covers. The other's page has 512 by 512."""
+"""Merging → (rows, columns) of words → (height, width) in px; multiples of what one token covers. A single word has the
+picture of the fewest. The other's page has 512 by 512."""
 FONTS = {2: (18, 25), 4: (21, 29)}  # px, where the other sees 13 to 18
 
 
@@ -119,9 +122,15 @@ class Steps:
         self.run("train", recipe, *overrides, "training.threads=1", output=output or recipe, done="report.html")
 
 
-def needle(size: tuple[int, int], cells: tuple[int, int], font: tuple[int, int], weight: float = 1.0) -> Any:
-    options = {"size": list(size), "cells": list(cells), "font_size": list(font)}
-    return {"source": "generated:needle", "weight": weight, "options": options}
+def enlarged(sources: Any, merge: int) -> Any:
+    """The sources of a recipe with pictures and type for a merging model: the same words in the same cells."""
+    changed = []
+    for source in sources:
+        options = dict(source["options"])
+        cells = options.get("cells", min(SIDES[merge]))
+        options |= {"size": list(SIDES[merge][tuple(cells)]), "font_size": list(FONTS[merge])}
+        changed.append({**source, "options": options})
+    return changed
 
 
 def override(path: str, value: Any) -> str:
@@ -141,29 +150,18 @@ def train_pages(steps: Steps, twin: str) -> None:
     steps.train(twin, f"model.checkpoint={steps.model('pages-quarters')}")
 
 
-def train_further(steps: Steps, run: str) -> str:
-    """150 further steps of a finished run, on other pages. Returns the new folder's name."""
-    further = [f"model.checkpoint={steps.model(run)}", "stages.pages.steps=150", "data.seed=1", "baselines=[]"]
-    steps.train(f"{steps.at(run)}/recipe.yaml", *further, output=f"{run}-longer")
-    return f"{run}-longer"
-
-
 def twins(steps: Steps) -> None:
-    pairs: dict[str, dict[str, str]] = {"pages-twins": {}, "pages-twins-longer": {}}
     for twin in ("sparse", "dense"):  # sparse first, so that a study beside this one has the dense twin to train
         train_pages(steps, f"pages-{twin}")
-        pairs["pages-twins"][twin] = f"pages-{twin}"
-        pairs["pages-twins-longer"][twin] = train_further(steps, f"pages-{twin}")
-    blind = f"blind={steps.at('pages-dense')}/baselines/blind"
-    for output, pair in pairs.items():
-        named = [f"{twin}={steps.at(pair[twin])}" for twin in ("dense", "sparse")]
-        steps.run("compare", *named, blind, output=output, done="report.html")
+    named = [f"{twin}={steps.at('pages-' + twin)}" for twin in ("dense", "sparse")]
+    blind = f"blind={steps.at('pages-sparse')}/baselines/blind"
+    steps.run("compare", *named, blind, output="pages-twins", done="report.html")
 
 
 def frontier(steps: Steps, pages: int) -> None:
     steps.pretrain("pages-mae")
     train_pages(steps, "pages-dense")
-    dense = steps.model(train_further(steps, "pages-dense"))
+    dense = steps.model("pages-dense")
     size = "task.source.options={size: [512, 512], cells: [16, 8]}"
     candidates = [word for text in CANDIDATES for word in ("--candidate", text)]
     blocks = ["--key-block", "64", "--query-block", "128", "--threads", "1"]
@@ -200,56 +198,43 @@ def take_apart(steps: Steps, model: str, into: str) -> tuple[str, str]:
     return vision, text
 
 
-def characters(size: tuple[int, int], font: tuple[int, int], tasks: dict[str, int]) -> Any:
-    options = {"size": list(size), "font_size": list(font), "tasks": tasks}
-    return {"source": "generated:characters", "options": options}
-
-
 def train_merged(steps: Steps, merge: int) -> str:
     """From the parts of the model that has read single words with all tokens: a new connector, which gets 300 steps of
     the same words, and from there step for step what pages-dense has had, on larger pages. Returns its folder's name.
     """
     vision, text = take_apart(steps, str(steps.runs / "pages-crops" / "stages" / "01-words"), "pages-words-parts")
-    sizes, font = {name: (size, CELLS[name]) for name, size in SIDES[merge].items()}, FONTS[merge]
-    name, tested = f"pages-merged-{merge}", "evaluation.tasks.{}.source.options"
-    single, _ = sizes["cell"]
-    word, words = (characters(single, font, tasks) for tasks in ({"read_text": 1}, {"read_number": 1, "read_text": 2}))
-    crop, cell = needle(*sizes["crop"], font, 2.0), needle(*sizes["cell"], font)
-    cells = [{**cell, "weight": 2.0}, needle(*sizes["near"], font), word]
-    rates = dict.fromkeys(("vision", "connector", "text"), 1e-3)
-    stages = [
-        {"name": "words", "steps": 300, "data": {"sources": [words]}},
-        {"name": "cells", "steps": 300, "data": {"sources": cells}},
-        {"name": "crops", "steps": 300},
-    ]
+    name = f"pages-merged-{merge}"
+    stages = read_recipe("pages-crops")["stages"][1:]
+    stages[0] = {key: value for key, value in stages[0].items() if key != "auxiliary"} | {"steps": 300}
+    parts = [f"model.vision={vision}", f"model.text={text}"]
     steps.train(
         "pages-crops",
-        f"model.vision={vision}",
-        f"model.text={text}",
+        *parts,
         f"model.connector=pixel_shuffle({merge}x{merge}) + linear",
-        override("stages", [{**stage, "train": rates, "schedule": "constant"} for stage in stages]),
-        override("data.sources", [crop, cell, word]),
-        override(tested.format("crops"), crop["options"]),
+        *enlarging("pages-crops", merge, stages),
         output=f"{name}-crops",
     )
-    quarter = needle(*sizes["quarter"], font)
-    steps.train(
-        "pages-quarters",
-        f"model.checkpoint={steps.model(name + '-crops')}",
-        override("data.sources", [quarter, needle(*sizes["smaller"], font)]),
-        override(tested.format("quarters"), quarter["options"]),
-        output=f"{name}-quarters",
-    )
-    page = needle(*sizes["page"], font)
-    steps.train(
-        "pages-dense",
-        f"model.checkpoint={steps.model(name + '-quarters')}",
-        override("data.sources", [page]),
-        override(tested.format("needle"), page["options"]),
-        "baselines=[]",
-        output=name,
-    )
+    before = f"{name}-crops"
+    for recipe, output in (("pages-quarters", f"{name}-quarters"), ("pages-dense", name)):
+        larger = enlarging(recipe, merge, read_recipe(recipe)["stages"])
+        steps.train(recipe, f"model.checkpoint={steps.model(before)}", *larger, "baselines=[]", output=output)
+        before = output
     return name
+
+
+def enlarging(recipe: str, merge: int, stages: Any) -> list[str]:
+    """Overrides by which a recipe of all tokens, with these stages, trains and tests a merging model."""
+    whole = read_recipe(recipe)
+    for stage in stages:
+        if "data" in stage:
+            stage["data"] = {**stage["data"], "sources": enlarged(stage["data"]["sources"], merge)}
+    tasks = [{**task, "source": enlarged([task["source"]], merge)[0]} for task in whole["evaluation"]["tasks"]]
+    changes = {
+        "data.sources": enlarged(whole["data"]["sources"], merge),
+        "stages": stages,
+        "evaluation.tasks": tasks,
+    }
+    return [override(path, value) for path, value in changes.items()]
 
 
 def merged(steps: Steps, merges: Iterable[int]) -> None:
@@ -257,11 +242,8 @@ def merged(steps: Steps, merges: Iterable[int]) -> None:
     prepare_crops(steps)
     merging = {f"merged-{merge}x{merge}": train_merged(steps, merge) for merge in merges}
     train_pages(steps, "pages-sparse")
-    arms = {"all": "pages-sparse", **merging}
-    longer = {name: train_further(steps, run) for name, run in arms.items()}
-    for output, runs in {"pages-merged-compared": arms, "pages-merged-longer-compared": longer}.items():
-        named = [f"{name}={steps.at(run)}" for name, run in runs.items()]
-        steps.run("compare", *named, output=output, done="report.html")
+    named = [f"{name}={steps.at(run)}" for name, run in {"all": "pages-sparse", **merging}.items()]
+    steps.run("compare", *named, output="pages-merged-compared", done="report.html")
 
 
 def frozen(steps: Steps) -> None:
