@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python benchmarks/padded_rows.py --threads 1
   python benchmarks/padded_rows.py --shape 135m --layers 4 --tokens 1024 2048 --batch 2 --threads 2
 """
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "pages": {
         "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 32, "vocab_size": 128,
