@@ -206,10 +206,10 @@ def train_merged(steps: Steps, merge: int) -> str:
     name = f"pages-merged-{merge}"
     stages = read_recipe("pages-crops")["stages"][1:]
     stages[0] = {key: value for key, value in stages[0].items() if key != "auxiliary"} | {"steps": 300}
-    parts = [f"model.vision={vision}", f"model.text={text}"]
     steps.train(
         "pages-crops",
-        *parts,
+        f"model.vision={vision}",
+        f"model.text={text}",
         f"model.connector=pixel_shuffle({merge}x{merge}) + linear",
         *enlarging("pages-crops", merge, stages),
         output=f"{name}-crops",
@@ -225,13 +225,16 @@ def train_merged(steps: Steps, merge: int) -> str:
 def enlarging(recipe: str, merge: int, stages: Any) -> list[str]:
     """Overrides by which a recipe of all tokens, with these stages, trains and tests a merging model."""
     whole = read_recipe(recipe)
-    for stage in stages:
-        if "data" in stage:
-            stage["data"] = {**stage["data"], "sources": enlarged(stage["data"]["sources"], merge)}
+    larger = [
+        {**stage, "data": {**stage["data"], "sources": enlarged(stage["data"]["sources"], merge)}}
+        if "data" in stage
+        else stage
+        for stage in stages
+    ]
     tasks = [{**task, "source": enlarged([task["source"]], merge)[0]} for task in whole["evaluation"]["tasks"]]
     changes = {
         "data.sources": enlarged(whole["data"]["sources"], merge),
-        "stages": stages,
+        "stages": larger,
         "evaluation.tasks": tasks,
     }
     return [override(path, value) for path, value in changes.items()]
