@@ -76,3 +76,32 @@ def test_masks_that_say_more_are_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     objective(**batch)
     assert all(mask is not None for mask in seen)
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("is_paused", [True, False], ids=["dense step", "fallback"])
+def test_dense_under_a_pattern_needs_no_mask_either(
+    is_paused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor, _ = tiny_vlm(tmp_path)
+    objective, batch = AnswerObjective(model), padded_batch(processor)
+    expected = gradients(objective, batch)
+    masks: list[Tensor | None] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    gap = batch["attention_mask"].clone()
+    gap[0, 0] = 0
+    with unclipped.sparse_prefill(model, "window(4)", calibration="fixed") as sparse:
+        sparse.pause(is_paused)
+        found = gradients(objective, batch)
+        text = len(model.model.language_model.layers)
+        assert [mask is None for mask in masks[-text:]] == [True] * text
+        objective(**{**batch, "attention_mask": gap})
+        assert [mask is None for mask in masks[-text:]] == [False] * text
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)

@@ -77,6 +77,11 @@ def padding_of(attention_mask: Any) -> Tensor | None:
     return attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
 
 
+def stands_behind(padding: Tensor | None) -> bool:
+    """Whether the padding of `padding` (B, Tk), true where a token is, stands behind all tokens of its row."""
+    return padding is not None and padding.ndim == 2 and not bool((padding[:, 1:] > padding[:, :-1]).any())
+
+
 def sparse_mask(
     batch_size: int,
     q_length: int,
@@ -93,7 +98,9 @@ def sparse_mask(
     Decode steps and models without a pattern get transformers' own mask, so that they behave and compile as with sdpa.
     """
 
-    def rows_from(offset: int | Tensor, length: int, allow_skip: bool) -> Tensor | None:
+    def rows_from(
+        offset: int | Tensor, length: int, allow_skip: bool, padding: Tensor | None = attention_mask
+    ) -> Tensor | None:
         arguments = {**rest, "allow_is_causal_skip": rest.get("allow_is_causal_skip", True) and allow_skip}
         return sdpa_mask(
             batch_size=batch_size,
@@ -102,7 +109,7 @@ def sparse_mask(
             q_offset=offset,  # type: ignore[arg-type] - a static cache gives a tensor
             kv_offset=kv_offset,
             mask_function=mask_function,
-            attention_mask=attention_mask,
+            attention_mask=padding,
             **arguments,
         )
 
@@ -112,8 +119,16 @@ def sparse_mask(
     if q_length == 1:  # first, because a compiled decode step cannot look a state up
         return build()
     state = state_of(config)
-    if state is None or state.is_paused:
+    if state is None:
         return build()
+
+    def build_dense() -> Tensor | None:
+        """Padding behind all tokens is left to causality: with a mask, torch forms all pairs, not the causal half."""
+        is_behind = mask_function is causal_mask_function and stands_behind(attention_mask)
+        return rows_from(q_offset, q_length, allow_skip=True, padding=None if is_behind else attention_mask)
+
+    if state.is_paused:
+        return build_dense()
     # A static cache gives its live count, which the first layer moves on before any later layer asks.
     q_offset = int(q_offset)
 
@@ -127,7 +142,7 @@ def sparse_mask(
         is_causal = mask_function is causal_mask_function
         return state.rows_of(batch_size, q_length, int(q_offset), attention_mask, None if is_causal else sees)
 
-    return SparseMask.of(state, (batch_size, 1, q_length, kv_length), attention_mask, build, find_rows)
+    return SparseMask.of(state, (batch_size, 1, q_length, kv_length), attention_mask, build_dense, find_rows)
 
 
 def sparse_attention_forward(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import is_available, is_initialized
 
+from unclipped.attention.transformers_interface import stands_behind
 from unclipped.models.freezing import part_of
 from unclipped.models.modeling import UnclippedForConditionalGeneration
 from unclipped.objectives.base import OBJECTIVES, Batch, Counts, Objective, normaliser
@@ -99,10 +100,10 @@ class AnswerObjective(Objective):
         """Whether the padding of `mask` (B, T) can be left to causality: it stands behind all tokens, so none sees it.
 
         With a mask, torch's attention forms all pairs instead of the causal half. Other implementations pack padded
-        rows themselves, or, as sparse prefill, need to know the tokens.
+        rows themselves, or, as sparse prefill, need to know the tokens (and do the same where they run dense).
         """
         is_sdpa = self.model.model.language_model.config._attn_implementation == "sdpa"
-        return is_sdpa and mask.ndim == 2 and not bool((mask[:, 1:] > mask[:, :-1]).any())
+        return is_sdpa and stands_behind(mask)
 
     def _idle_vision(self, device: torch.device) -> Tensor | None:
         """Zero, but through the vision tower and the connector, for a micro-batch without images.
