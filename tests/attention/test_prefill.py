@@ -390,3 +390,27 @@ def test_models_with_attention_of_their_own_are_named() -> None:
     model = GPTJForCausalLM(GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
     with pytest.raises(UsageError, match=r"GPTJModel: GPTJAttention computes its attention itself"):
         sparse_prefill(model, "full")
+
+
+@pytest.mark.parametrize("is_static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_dense_fallback_with_padding_behind_equals_the_plain_model(family: str, is_static: bool) -> None:
+    model, inputs = text_model(family), text_inputs()
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+
+    def logits(chunks: int) -> Tensor:
+        cache = StaticCache(config=model.config, max_cache_len=128) if is_static else None
+        found, size = [], 90 // chunks
+        for first in range(0, 90, size):
+            ids, mask = inputs["input_ids"][:, first : first + size], inputs["attention_mask"][:, : first + size]
+            output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            found.append(output.logits)
+        return torch.cat(found, dim=1)[inputs["attention_mask"].bool()]  # (tokens, vocabulary)
+
+    with torch.no_grad():
+        expected = logits(1)
+        with sparse_prefill(model, "window(4)", calibration="fixed", **BLOCKS) as sparse:
+            for chunks in (1, 3):
+                torch.testing.assert_close(logits(chunks), expected, atol=1e-5, rtol=1e-4)
+            assert {row.mode for row in sparse.report()} == {"dense"}
