@@ -16,6 +16,7 @@ CANDIDATES = (
     "global_text + sink(128) + window2d(4, 4)",
     "global_text + sink(128) + window2d(8, 8)",
     "vertical_slash(4, 4)",
+    "global_text + vertical_slash(4, 4)",
     "vertical_slash(12, 8)",
     "topk(2)",
     "topk(4)",
