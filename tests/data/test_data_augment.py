@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.tiny_models import tiny_image
-from unclipped.core.files import read_jsonl
+from unclipped.core.documents import read_jsonl
 from unclipped.data.augment import augment, image_size, permute_panels, rename, scale_and_shift
 from unclipped.data.config import AugmentConfig, DataConfig
 from unclipped.data.mixture import Mixture

@@ -88,7 +88,7 @@ def test_merge_keeps_the_change_and_what_it_does_not_touch(base: dict, change: d
         ("steps: 1\n", ["steps"], r"expected key.path=value"),
         ("steps: 1\n", ["steps.deep=1"], r"'deep' lies inside a plain value"),
         ("steps: 1\nitems: [{name: a}]\n", ["items.c.rate=1"], r"no list entry 'c'; valid: a"),
-        ("steps: 1\n", ["inner.rate=[1"], r"the value is not valid YAML"),
+        ("steps: 1\n", ["inner.rate=[1"], r"override 'inner.rate=\[1', line 1: not valid YAML"),
     ],
 )
 def test_each_mistake_is_one_clear_line(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:

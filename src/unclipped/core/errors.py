@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UnclippedError(Exception):
@@ -12,14 +13,14 @@ class UnclippedError(Exception):
     exit_code = 1
 
 
-class UsageError(UnclippedError):
-    """Wrong usage: a bad argument, an unknown or mistyped recipe field."""
+class UsageError(UnclippedError, ValueError):
+    """Wrong usage: a bad argument, an unknown or mistyped recipe field. Also a ValueError, which callers expect."""
 
     exit_code = 2
 
 
-class DataError(UnclippedError):
-    """A file or a sample that cannot be used; the message names it."""
+class DataError(UnclippedError, ValueError):
+    """A file or a sample that cannot be used; the message names it. Also a ValueError, which callers expect."""
 
 
 class ImageError(DataError):
@@ -40,3 +41,28 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     listed = ", ".join(options) if options else "none"
     return f"did you mean '{close[0]}'? valid: {listed}" if close else f"valid: {listed}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the error's type when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def guarded(complaint: Callable[[str], UnclippedError]) -> Iterator[None]:
+    """Turn whatever a third-party call raises into the error that `complaint` makes from its first line.
+
+    Use it tight around the call, never around our own code. Errors of ours pass through. The cause is kept, so that
+    `--debug` shows it.
+
+    >>> with guarded(lambda reason: DataError(f"x.bin: cannot be read ({reason}); save it again")):
+    ...     int("x")
+    Traceback (most recent call last):
+    unclipped.core.errors.DataError: x.bin: cannot be read (invalid literal for int() with base 10: 'x'); save it again
+    """
+    try:
+        yield
+    except UnclippedError:
+        raise
+    except Exception as error:
+        raise complaint(first_line(error)) from error

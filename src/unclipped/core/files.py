@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unclipped.core.errors import DataError, UnclippedError, UsageError
+from unclipped.core.errors import UnclippedError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,27 +106,6 @@ def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         raise UnclippedError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from None
-
-
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, row). Raises DataError naming file and line when a line is not a JSON object."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    with open(path, encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
-                    "the file may be cut: remove or repair that line"
-                ) from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-            yield number, row
 
 
 def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool = True) -> Path:

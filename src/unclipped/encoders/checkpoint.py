@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from unclipped.core.errors import CheckpointError
+from unclipped.core.errors import CheckpointError, first_line
 
 # Root files only, and one set of weights: repositories often hold the same tensors several times.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
@@ -117,11 +117,6 @@ def raise_misfits(
     listed = [f"{kind} {len(names)}: {shortened(names)}" for kind, names in kinds.items() if names]
     if listed:
         raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(listed)}; {remedy}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of another library's message, or the error's type when it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def shortened(names: list[str], most: int = 20) -> str:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import UsageError, first_line
 from unclipped.encoders.base import ENCODERS, HALF, VisionEncoder
-from unclipped.encoders.checkpoint import first_line
 from unclipped.encoders.grouping import Grid
 from unclipped.encoders.llm_config import LLMVisionConfig
 from unclipped.encoders.rotary import CosSin, check_half_split, grid_positions, two_axis_tables

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import read_jsonl
 from unclipped.core.errors import DataError, UsageError
-from unclipped.core.files import append_jsonl, read_jsonl, write_json
+from unclipped.core.files import append_jsonl, write_json
 
 PREDICTIONS_FILE = "predictions.jsonl"
 TASK_FILE = "task.json"

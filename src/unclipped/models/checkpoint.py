@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unclipped.connectors.build import Connector
-from unclipped.core.errors import CheckpointError, UsageError
+from unclipped.core.errors import CheckpointError, UsageError, first_line
 from unclipped.core.files import whole_folder
-from unclipped.encoders.checkpoint import checkpoint_folder, first_line, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits, read_config
 from unclipped.models.language import raise_loading_misfits
 from unclipped.models.modeling import UnclippedForConditionalGeneration
 from unclipped.models.processing import UnclippedProcessor

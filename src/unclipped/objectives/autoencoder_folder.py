@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from unclipped.core.errors import CheckpointError
+from unclipped.core.errors import CheckpointError, first_line
 from unclipped.encoders.build import load_encoder
-from unclipped.encoders.checkpoint import checkpoint_folder, first_line, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits, read_config
 from unclipped.encoders.vit_mae_init import sine_cosine_table
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoder
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig

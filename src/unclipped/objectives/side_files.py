@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from unclipped.core.errors import CheckpointError
+from unclipped.core.errors import CheckpointError, first_line
 from unclipped.core.files import whole_folder, write_json
-from unclipped.encoders.checkpoint import first_line, quiet, raise_misfits
+from unclipped.encoders.checkpoint import quiet, raise_misfits
 
 _TRUNK = "trunk."
 

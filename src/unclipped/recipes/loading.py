@@ -7,9 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unclipped.core.config import merge
+from unclipped.core.documents import MAX_YAML_BYTES, decoded, parse_yaml, read_bytes
 from unclipped.core.errors import UsageError, nearest
 
 
@@ -28,12 +27,7 @@ def read_recipe(name: str, *, relative_to: Path | None = None, _seen: tuple[str,
     text, where, folder = _find(name, relative_to)
     if where in _seen:
         raise UsageError(f"recipe {where}: 'extends' runs in a circle ({' -> '.join([*_seen, where])})")
-    try:
-        recipe = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"recipe {where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    recipe = parse_yaml(text, f"recipe {where}", error=UsageError)
     if not isinstance(recipe, dict):
         raise UsageError(f"recipe {where}: expected a mapping of fields, found {type(recipe).__name__}")
     parent = recipe.pop("extends", None)
@@ -49,10 +43,8 @@ def _find(name: str, relative_to: Path | None) -> tuple[str, str, Path | None]:
     candidates = [Path(name)] if relative_to is None else [relative_to / name, Path(name)]
     for path in candidates:
         if path.is_file():
-            try:
-                return path.read_text(encoding="utf-8"), str(path), path.parent
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"recipe {path}: cannot be read ({error})") from None
+            content = read_bytes(path, UsageError, limit=MAX_YAML_BYTES)
+            return decoded(content, f"recipe {path}", UsageError), str(path), path.parent
     if name in builtin_names():
         file = resources.files("unclipped.recipes") / "builtin" / f"{name}.yaml"
         return file.read_text(encoding="utf-8"), name, None
@@ -74,10 +66,7 @@ def apply_overrides(recipe: dict[str, Any], overrides: list[str]) -> dict[str, A
         path, sign, text = override.partition("=")
         if not sign or not path.strip():
             raise UsageError(f"override '{override}': expected key.path=value, for example training.seed=1")
-        try:
-            value = yaml.safe_load(text) if text else None
-        except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
-            raise UsageError(f"override '{override}': the value is not valid YAML; quote it") from None
+        value = parse_yaml(text, f"override '{override}'", error=UsageError) if text else None
         _set(changed, path.strip().split("."), value, override)
     return changed
 

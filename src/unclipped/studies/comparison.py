@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unclipped.core.documents import read_jsonl
 from unclipped.core.errors import UsageError
-from unclipped.core.files import read_jsonl, write_json
+from unclipped.core.files import write_json
 from unclipped.evaluation.runner import compare_folders, predictions_folder
 from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.comparison_config import BLIND, LLM_INIT, RANDOM, ComparisonConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unclipped.core.files import read_jsonl
+from unclipped.core.documents import read_jsonl
 from unclipped.studies.environment import environment
 from unclipped.studies.report import write_report
 from unclipped.studies.report_data import LinePlot, Picture, ReportData, clock

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unclipped.core.files import read_jsonl
+from unclipped.core.documents import read_jsonl
 from unclipped.evaluation.predictions import Prediction
 from unclipped.evaluation.questions import open_task
 from unclipped.evaluation.runner import predictions_folder, read_predictions

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from unclipped.core.files import append_jsonl, read_jsonl, write_text
+from unclipped.core.documents import read_jsonl
+from unclipped.core.files import append_jsonl, write_text
 
 
 def clock(seconds: float) -> str:

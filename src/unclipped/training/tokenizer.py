@@ -9,8 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unclipped.core.errors import CheckpointError, UsageError
-from unclipped.encoders.checkpoint import first_line
+from unclipped.core.errors import CheckpointError, UsageError, first_line
 from unclipped.models.chat import COMPACT_IMAGE_TOKEN, COMPACT_SPECIAL_TOKENS, COMPACT_TEMPLATE, COMPACT_TOKEN_NAMES
 from unclipped.training.config import TokenizerConfig
 

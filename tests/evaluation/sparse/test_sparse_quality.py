@@ -19,8 +19,8 @@ from unclipped.attention.mass import PAIRS
 from unclipped.attention.parts import PerHead, PerLayer
 from unclipped.attention.patterns import Full
 from unclipped.attention.syntax import parse_pattern
+from unclipped.core.documents import read_jsonl
 from unclipped.core.errors import UsageError
-from unclipped.core.files import read_jsonl
 from unclipped.evaluation.sparse import quality as quality_module
 from unclipped.evaluation.sparse.bench import in_turns, measure_speed
 from unclipped.evaluation.sparse.combinations import Combination, Measured, combine, pattern_for

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import read_jsonl
 from unclipped.core.errors import UsageError
-from unclipped.core.files import append_jsonl, read_jsonl
+from unclipped.core.files import append_jsonl
 
 
 class MeasuredRows:
