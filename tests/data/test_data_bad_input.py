@@ -34,7 +34,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "blank lines only": ("\n  \n\n", ["empty"]),
     "cut in the middle of a line": (lines(GOOD, GOOD)[:-20], ["line 2", "not valid JSON", "cut"]),
     "damaged line inside": (lines(GOOD, '{"id": ', GOOD), ["line 2", "not valid JSON"]),
-    "not an object": (lines(GOOD, "[1, 2]"), ["line 2", "JSON object", "list"]),
+    "not an object": (lines(GOOD, "[1, 2]"), ["line 2", "JSON object", "an array"]),
     "no known fields": (lines({"id": "s1", "picture": 1}), ["cannot tell the format", "id, picture"]),
     "missing image": (lines({**GOOD, "image": "no.png"}), ["line 1", "sample good", "'image'", "no.png"]),
     "image of a wrong kind": (lines({**GOOD, "image": 3}), ["sample good", "'image'", "int"]),

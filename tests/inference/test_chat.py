@@ -104,3 +104,18 @@ def test_a_real_model_answers(tmp_path: Path, picture: Path) -> None:
 
 def test_answers_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2J\x07b\r\n\tc\x9b") == "a[2Jb\n\tc"
+
+
+@pytest.mark.parametrize("question", [b"colour \xff?".decode("utf-8", "surrogateescape"), "cut emoji \ud83d"])
+def test_a_question_that_is_no_text_is_refused_before_the_model_loads(question):
+    with pytest.raises(UsageError, match=r"chat: -q: the text holds half of a surrogate pair") as caught:
+        chat("no-such-model", [], question)
+    str(caught.value).encode()
+
+
+def test_a_typed_line_that_is_no_text_does_not_end_the_conversation():
+    lines = iter([b"\xff", b"/quit"])
+    out = io.StringIO()
+    console = Console(file=out)
+    chat(Scripted(), [], console=console, read=lambda: next(lines).decode())
+    assert "not UTF-8" in out.getvalue()

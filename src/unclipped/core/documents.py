@@ -85,11 +85,13 @@ def parse_json(
     root: type | None = None,
     error: type[UnclippedError] = DataError,
     remedy: str = "the file may be cut: repair or replace it",
+    checked: bool = True,
 ) -> Any:
     """The value of a JSON text, within the limits of this module.
 
-    where: file and line, for messages. root: dict or list, when nothing else will do. NaN and the infinities, which
-    Python's writer emits, come back as floats. Raises `error` with one line.
+    where: file and line, for messages. root: dict or list, when nothing else will do. checked: False where the caller
+    calls `check_value` on each part, so that an error names the part. NaN and the infinities, which Python's writer
+    emits, come back as floats. Raises `error` with one line.
     """
     text = decoded(content, where, error) if isinstance(content, bytes) else content.removeprefix("\ufeff")
     try:
@@ -101,7 +103,9 @@ def parse_json(
         raise error(f"{where}: lists and objects lie more than {MAX_DEPTH} levels deep; flatten them") from None
     except _Refused as cause:
         raise error(f"{where}: {cause}") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH or _SURROGATE_ESCAPE.search(text) or _SURROGATE.search(text):
+    if checked and (
+        text.count("[") + text.count("{") > MAX_DEPTH or _SURROGATE_ESCAPE.search(text) or _SURROGATE.search(text)
+    ):
         check_value(value, where, error)
     if root is not None and not isinstance(value, root):
         raise error(f"{where}: expected {_KINDS.get(root, root.__name__)}, found {kind_of(value)}; {remedy}")
@@ -115,9 +119,16 @@ def read_json(
     error: type[UnclippedError] = DataError,
     remedy: str = "the file may be cut: repair or replace it",
     limit: int = MAX_JSON_BYTES,
+    checked: bool = True,
 ) -> Any:
-    """The value of a JSON file, within the limits of this module. Raises `error` naming the file, with one line."""
-    return parse_json(read_bytes(path, error, limit=limit), str(path), root=root, error=error, remedy=remedy)
+    """The value of a JSON file; see `parse_json`. Raises `error` naming the file, with one line."""
+    content = read_bytes(path, error, limit=limit)
+    return parse_json(content, str(path), root=root, error=error, remedy=remedy, checked=checked)
+
+
+def read_text(path: str | Path, error: type[UnclippedError] = DataError, *, limit: int = MAX_JSON_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises `error` naming the file, with one line."""
+    return decoded(read_bytes(path, error, limit=limit), str(path), error)
 
 
 def read_jsonl(
@@ -137,7 +148,7 @@ def read_jsonl(
                 if len(line) > MAX_LINE_BYTES:
                     raise error(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; put one JSON object on each line")
                 if line.strip():
-                    yield number, parse_json(line, where, root=dict, error=error, remedy=remedy)
+                    yield number, parse_json(line.rstrip(), where, root=dict, error=error, remedy=remedy)
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause})") from None
 
@@ -196,8 +207,8 @@ def check_text(text: str, where: str, error: type[UnclippedError] = DataError) -
     """`text` itself. Raises `error` when it holds half of a surrogate pair, which no tokenizer or file can take."""
     if found := _SURROGATE.search(text):
         raise error(
-            f"{where}: the text holds half of a surrogate pair ({shown(found.group())}), which is no character; "
-            "remove it, or write the whole pair"
+            f"{where}: the text holds half of a surrogate pair ({shown(found.group())}), which is no character: "
+            "a cut emoji, or bytes that are not UTF-8; remove it"
         )
     return text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import os
 import threading
 from pathlib import Path
@@ -10,8 +10,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unclipped.core.documents import (
+    MAX_LINE_BYTES,
+    check_value,
+    kind_of,
+    parse_json,
+    read_json,
+    regular_file,
+    shown,
+)
 from unclipped.core.errors import DataError
 
+WRAPPERS = ("data", "rows", "samples", "examples", "items", "annotations", "questions")
+"""Fields that hold the rows of a JSON file whose root is an object."""
 _CHUNK_BYTES = 1 << 22
 
 
@@ -36,6 +47,7 @@ class JsonlRows:
 
     def __init__(self, path: str | Path) -> None:
         self.file = str(path)
+        regular_file(path)
         try:
             self._starts, self._lines, self._end = _line_starts(Path(path))
         except OSError as error:
@@ -44,8 +56,8 @@ class JsonlRows:
         self._lock = threading.Lock()
         if not len(self._starts):
             raise DataError(f"{path}: the file is empty; expected one JSON object a line")
-        self[0]
-        self[len(self) - 1]
+        for index in (0, len(self) - 1):
+            self._parsed(index, checked=False)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -53,21 +65,21 @@ class JsonlRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self._starts):
             raise IndexError(f"{self.file}: row {index} out of {len(self._starts)}")
+        return self._parsed(index)
+
+    def _parsed(self, index: int, *, checked: bool = True) -> dict[str, Any]:
         start = int(self._starts[index])
         end = int(self._starts[index + 1]) if index + 1 < len(self._starts) else self._end
-        raw = self._read(start, end - start)
-        try:
-            row = json.loads(raw)
-        except UnicodeDecodeError:
-            raise DataError(f"{self.file}, {self.place(index)}: not UTF-8 text; save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{self.file}, {self.place(index)}: not valid JSON ({error.msg} at column {error.colno}); "
-                "the file may be cut: remove or repair that line"
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(f"{self.file}, {self.place(index)}: expected a JSON object, found {type(row).__name__}")
-        return row
+        where = f"{self.file}, {self.place(index)}"
+        if end - start > MAX_LINE_BYTES:
+            raise DataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; put one JSON object on each line")
+        return parse_json(
+            self._read(start, end - start).rstrip(),
+            where,
+            root=dict,
+            remedy="JSON Lines has one object on each line; the file may be cut: remove or repair that line",
+            checked=checked,
+        )
 
     def place(self, index: int) -> str:
         return f"line {int(self._lines[index])}"
@@ -105,29 +117,29 @@ def _line_starts(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
         blank = lengths <= 1
         for line in np.flatnonzero((lengths > 1) & (lengths <= 64)):  # short lines may be white space alone
             stream.seek(int(starts[line]))
-            blank[line] = not stream.read(int(lengths[line])).strip()
+            blank[line] = not stream.read(int(lengths[line])).removeprefix(codecs.BOM_UTF8).strip()
     kept = np.flatnonzero(~blank)
     return starts[kept], kept + 1, size
 
 
 class JsonRows:
-    """Rows of a JSON file that holds one array of objects (read whole). Raises DataError as `JsonlRows` does."""
+    """Rows of a JSON file that holds one array of objects, or one object with such an array in a field of WRAPPERS.
+
+    The file is read whole. Raises DataError as `JsonlRows` does.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.file = str(path)
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-        except UnicodeDecodeError:
-            raise DataError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {error.lineno}: not valid JSON ({error.msg} at column {error.colno}); "
-                "the file may be cut, or hold one object a line (then name it .jsonl)"
-            ) from None
+        value = read_json(
+            path,
+            root=None,
+            remedy="the file may be cut; expected one array, or one object on each line (`jq -c . FILE` writes that)",
+            checked=False,  # each row is checked when it is read, so that a bad one can be named and skipped
+        )
+        if isinstance(value, dict):
+            value = _unwrapped(value, self.file)
         if not isinstance(value, list):
-            raise DataError(f"{path}: expected a JSON array of objects, found {type(value).__name__}")
+            raise DataError(f"{path}: expected a JSON array of objects, found {kind_of(value)}")
         if not value:
             raise DataError(f"{path}: the array is empty")
         self._rows = value
@@ -138,19 +150,62 @@ class JsonRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self._rows):
             raise IndexError(f"{self.file}: row {index} out of {len(self._rows)}")
-        row = self._rows[index]
+        row, where = self._rows[index], f"{self.file}, {self.place(index)}"
         if not isinstance(row, dict):
-            raise DataError(f"{self.file}, {self.place(index)}: expected a JSON object, found {type(row).__name__}")
+            raise DataError(f"{where}: expected a JSON object, found {kind_of(row)}")
+        check_value(row, where)
         return row
 
     def place(self, index: int) -> str:
         return f"item {index}"
 
 
+def _unwrapped(value: dict[str, Any], file: str) -> list[Any]:
+    """The rows inside the one object of a file. Raises DataError that lists its fields when it holds none."""
+    for name in WRAPPERS:
+        rows = value.get(name)
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            return rows
+    found = ", ".join(sorted(map(shown, value))) or "none"
+    raise DataError(
+        f"{file}: one JSON object over several lines, with the fields {found}; expected an array of objects, one "
+        f"object on each line (`jq -c . FILE` writes that), or an array in a field {', '.join(WRAPPERS)}"
+    )
+
+
 def open_rows(path: str | Path) -> Rows:
-    """The rows of a .json or .jsonl file; what it is is read from its first character, not from its name."""
+    """The rows of a .json or .jsonl file; which of the two it is shows in its content, not in its name.
+
+    Raises DataError for an empty file, and names what was found where it is neither.
+    """
+    regular_file(path)
     with open(path, "rb") as stream:
-        while character := stream.read(1):
-            if not character.isspace():
-                return JsonRows(path) if character == b"[" else JsonlRows(path)
-    raise DataError(f"{path}: the file is empty; expected one JSON object a line, or one JSON array")
+        first = b""
+        while not first.strip():
+            first = stream.readline(MAX_LINE_BYTES + 1)
+            if not first:
+                raise DataError(f"{path}: the file is empty; expected one JSON object a line, or one JSON array")
+            first = first.removeprefix(codecs.BOM_UTF8)
+        only = not stream.read(1 << 16).strip()
+    start = first.lstrip()[:1]
+    if start == b"[" or (start == b"{" and _is_one_document(first, only)):
+        return JsonRows(path)
+    return JsonlRows(path)
+
+
+def _is_one_document(first: bytes, only: bool) -> bool:
+    """Whether a file that begins with an object is one document: it goes beyond the first line, or wraps its rows.
+
+    first: the first line that is not blank. only: whether nothing follows it.
+    """
+    text = first.strip()
+    if only:
+        return any(f'"{name}"'.encode() in text[:4096] for name in WRAPPERS) and _wraps(first)
+    return not text.endswith(b"}") and text[-1:] in b"{[,:"  # a line that cannot end a row: an object printed in lines
+
+
+def _wraps(line: bytes) -> bool:
+    value = parse_json(line, "the first line", checked=False)
+    return isinstance(value, dict) and any(
+        isinstance(value.get(name), list) and value[name] and isinstance(value[name][0], dict) for name in WRAPPERS
+    )

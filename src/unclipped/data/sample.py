@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from unclipped.core.documents import check_text, shown
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -69,6 +71,14 @@ class Sample:
     answers: tuple[str, ...] = ()
     cluster: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Every sample passes here, from whichever reader: text that no tokenizer or file can take is an error."""
+        where = f"sample {shown(self.id)}"
+        for text in (self.id, self.category or "", self.cluster or "", *self.answers, *(self.choices or ())):
+            check_text(text, where)
+        for turn in self.turns:
+            check_text(turn.text, where)
 
     @classmethod
     def qa(

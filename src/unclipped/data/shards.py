@@ -30,7 +30,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unclipped.core.errors import DataError
+from unclipped.core.documents import regular_file
+from unclipped.core.errors import DataError, UnclippedError, guarded
 from unclipped.core.files import cache_folder, write_array
 
 logger = logging.getLogger("unclipped.data")
@@ -39,13 +40,18 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 TEXT_SUFFIXES = ("txt", "caption")
 ROLES = ("image", "text", "json")
 _KINDS = dict.fromkeys(IMAGE_SUFFIXES, "image") | dict.fromkeys(TEXT_SUFFIXES, "text") | {"json": "json"}
-_VERSION = 1
+MOST_DAMAGE = 1000
+"""Damaged headers after which the rest of a shard is not read."""
+MOST_KEY_BYTES = 4096
+"""Length of a key; a member with a longer one is damage."""
+_VERSION = 2
 _BLOCK = tarfile.BLOCKSIZE
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
-FINE, DAMAGED, UNFINISHED, EMPTY, REPEATED, TWICE = range(6)
-"""Values of `trouble`: none; a damaged stretch; no end mark; no sample; a key that came before; two of one kind."""
+FINE, DAMAGED, UNFINISHED, EMPTY, REPEATED, TWICE, DOTTED, SPARSE, TOO_MANY = range(9)
+"""Values of `trouble`: none; a damaged stretch; no end mark; no sample; a key that came before; two of one kind; no
+image, but members with dots in their names; a sparse member; more damage than is worth reading on."""
 
 
 def index_of(path: Path) -> np.ndarray:
@@ -54,14 +60,19 @@ def index_of(path: Path) -> np.ndarray:
     Fields: `key`, `trouble`, and for each of image, text and json `_at` (byte offset), `_bytes` (-1: no such member)
     and `_suffix`. Raises DataError when the file cannot be read, is compressed or is no tar archive.
     """
+    regular_file(path)
     try:
         status = path.stat()
         name = f"{os.path.abspath(path)}\n{status.st_size}\n{status.st_mtime_ns}\n{_VERSION}"
         cached = cache_folder("shards") / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.npy"
         try:
             if cached.is_file():
-                return np.load(cached, mmap_mode="r")
-        except (ValueError, EOFError) as error:
+                with guarded(DataError):
+                    kept = np.load(cached, mmap_mode="r")
+                if kept.dtype.names != tuple(name for name, _ in _fields(1)) or kept.ndim != 1:
+                    raise DataError("it holds other fields")
+                return kept
+        except DataError as error:
             logger.warning("%s: the cached index of %s is damaged (%s) and is made again", cached, path, error)
         with open(path, "rb") as stream:
             records = _scan(stream, status.st_size, path)
@@ -99,18 +110,25 @@ def _scan(stream: BinaryIO, size: int, path: Path) -> np.ndarray:
     for item in _members(stream, size):
         if not isinstance(item, tarfile.TarInfo):  # damage, or no end mark: a record that raises when it is read
             trouble, at = (UNFINISHED, size) if item is None else (DAMAGED, item)
+            if item is not None and sum(row["trouble"] == DAMAGED for row in rows) >= MOST_DAMAGE:
+                rows.append({"key": "", "trouble": TOO_MANY, "image_at": at})
+                break
             rows.append({"key": "" if current is None else current["key"], "trouble": trouble, "image_at": at})
             continue
         members += 1
         found = _NAME.fullmatch(item.name)
-        if not item.isreg() or found is None:
+        is_sparse = item.issparse() or any(name.startswith("GNU.sparse.") for name in item.pax_headers)
+        if not (item.isreg() or is_sparse) or found is None:
             continue  # folders, links and hidden files are no part of a sample
         key, suffix = found.groups()
         if current is None or current["key"] != key:
             current = {"key": key, "trouble": REPEATED if key in seen else FINE}
             rows.append(current)
             seen.add(key)
-        _add(current, suffix, item)
+        _add(current, suffix, item, is_sparse)
+    for row in rows:
+        if row.pop("dotted", False) and "image_at" not in row:
+            row["trouble"] = row["trouble"] or DOTTED
     if rows and not members:
         raise DataError(f"shard {path}: not a tar archive; expected members KEY.jpg, KEY.txt and the like")
     if not any(row["trouble"] == FINE for row in rows):
@@ -118,10 +136,14 @@ def _scan(stream: BinaryIO, size: int, path: Path) -> np.ndarray:
     return _table(rows)
 
 
-def _add(row: dict[str, Any], suffix: str, member: tarfile.TarInfo) -> None:
+def _add(row: dict[str, Any], suffix: str, member: tarfile.TarInfo, is_sparse: bool) -> None:
     """Note a member in its sample; members of other kinds are left out."""
     role = _KINDS.get(suffix.lower())
     if role is None:
+        row["dotted"] = row.get("dotted", False) or _KINDS.get(suffix.lower().rpartition(".")[2]) == "image"
+        return
+    if is_sparse:
+        row["trouble"] = row["trouble"] or SPARSE
         return
     if f"{role}_at" in row:
         if role == "text" and row["text_suffix"].lower() != suffix.lower():  # KEY.txt stands before KEY.caption
@@ -133,31 +155,68 @@ def _add(row: dict[str, Any], suffix: str, member: tarfile.TarInfo) -> None:
     row |= {f"{role}_at": member.offset_data, f"{role}_bytes": member.size, f"{role}_suffix": suffix}
 
 
+class _Clipped:
+    """A stream of which no more can be asked than the file has, as the sizes in damaged headers would."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self._size = stream, size
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self._size - self._stream.tell())
+        return self._stream.read(left if count < 0 else min(count, left))
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(min(position, self._size), whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
 def _members(stream: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | int | None]:
     """Members in order; an int is where a damaged stretch begins, None an archive that stops without its end mark.
 
-    After an unreadable header the scan goes on at the next one. Blocks of zeros end an archive, and another may follow
+    After an unreadable header the scan resumes at the next one. Blocks of zeros end an archive, and another may follow
     (archives written one behind the other).
     """
-    reader = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)))  # an empty archive: only its settings are used
-    reader.fileobj = stream
+    reader: Any = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)))  # an empty archive, only for its settings
+    reader.fileobj = _Clipped(stream, size)
     position, ended = 0, size == 0
     while position < size:
         stream.seek(position)
         try:
-            member = tarfile.TarInfo.fromtarfile(reader)
-        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
-            position, ended = position + _BLOCK, True
-        except (tarfile.HeaderError, UnicodeError, ValueError):
+            with guarded(_Unreadable):
+                member = _member_at(reader)
+        except _Unreadable:
             yield position
             position, ended = _next_header(stream, position + _BLOCK), True
-        else:
-            position, ended = reader.offset, False
-            yield member
-            if member.offset_data + member.size > size:
-                return  # the member itself is cut, which reading it says
+            continue
+        if member is None:
+            position, ended = position + _BLOCK, True
+            continue
+        if reader.offset <= position or member.size < 0 or len(member.name) > MOST_KEY_BYTES:
+            yield position
+            position, ended = _next_header(stream, position + _BLOCK), True
+            continue
+        position, ended = reader.offset, False
+        is_cut = member.offset_data + member.size > size
+        member.size = min(member.size, size + 1)  # a declared size may be beyond any file's
+        yield member
+        if is_cut:
+            return  # the member itself is cut, which reading it says
     if not ended:
         yield None
+
+
+class _Unreadable(UnclippedError):
+    """A header that the tar reader refuses, in whichever way."""
+
+
+def _member_at(reader: Any) -> tarfile.TarInfo | None:
+    """The member at the reader's position; None for a block of zeros."""
+    try:
+        return tarfile.TarInfo.fromtarfile(reader)
+    except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
 
 
 def _next_header(stream: BinaryIO, position: int) -> int:
@@ -181,12 +240,16 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _table(rows: list[dict[str, Any]]) -> np.ndarray:
-    keys = [row["key"].encode("utf-8", "surrogateescape") for row in rows]
-    fields: list[tuple[str, str]] = [("key", f"S{max(1, *map(len, keys))}"), ("trouble", "u1")]
+def _fields(key_bytes: int) -> list[tuple[str, str]]:
+    fields = [("key", f"S{key_bytes}"), ("trouble", "u1")]
     for role in ROLES:
         fields += [(f"{role}_at", "i8"), (f"{role}_bytes", "i8"), (f"{role}_suffix", "S7")]
-    records = np.zeros(len(rows), dtype=fields)
+    return fields
+
+
+def _table(rows: list[dict[str, Any]]) -> np.ndarray:
+    keys = [row["key"].encode("utf-8", "surrogateescape") for row in rows]
+    records = np.zeros(len(rows), dtype=_fields(max(1, *map(len, keys))))
     records["key"] = keys
     records["trouble"] = [row["trouble"] for row in rows]
     for role in ROLES:

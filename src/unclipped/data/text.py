@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from functools import lru_cache, partial
@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from unclipped.core.config import FrozenConfig
+from unclipped.core.documents import MAX_LINE_BYTES, parse_json, regular_file
 from unclipped.core.errors import DataError
 from unclipped.data.sample import Sample
 
@@ -88,13 +89,18 @@ def _documents(file: Path, config: TextConfig) -> Iterator[str]:
 
 
 def _lines(file: Path) -> Iterator[str]:
+    """Lines without a byte order mark. Raises DataError for a file that cannot be read or a line beyond the limit."""
+    regular_file(file)
     try:
         opened = partial(gzip.open, mode="rt") if file.suffix == ".gz" else open
-        with opened(file, encoding="utf-8") as stream:
-            yield from stream
+        with opened(file, encoding="utf-8-sig") as stream:
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(f"{file}: a line longer than {MAX_LINE_BYTES:,} characters; exclude or split it")
+                yield line
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error}); copy it again or exclude it") from None
 
 
@@ -102,14 +108,10 @@ def _rows(file: Path, lines: Iterator[str], field: str) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}, line {number}: not valid JSON ({error.msg} at column {error.colno}); repair that line"
-            ) from None
+        where = f"{file}, line {number}"
+        row = parse_json(line.rstrip(), where, remedy="repair that line")
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            raise DataError(f"{file}, line {number}: no text in field '{field}'; set field to the one that holds it")
+            raise DataError(f"{where}: no text in field '{field}'; set field to the one that holds it")
         if row[field].strip():
             yield row[field]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from unclipped.attention.config import SparseConfig
+from unclipped.core.documents import check_text
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.inference.engine import Engine
@@ -79,6 +80,7 @@ def chat(
     console = console or Console(highlight=False, soft_wrap=True)
     if question is not None and not question.strip():
         raise UsageError("chat: the question is empty; give one with -q, or leave -q out for a conversation")
+    check_text(question or "", "chat: -q", UsageError)
     engine = model if isinstance(model, Engine) else Engine(model, device=device, sparse=sparse)
     conversation = Conversation(engine, images)
 
@@ -99,6 +101,9 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             console.print()
             return answer
+        except UnicodeDecodeError:
+            console.print("the line is not UTF-8 text; type it again", markup=False)
+            continue
         if line == "/quit":
             return answer
         try:

@@ -8,7 +8,6 @@ such as `data-{000000..000099}.tar`. Options: `caption: FIELD` takes the caption
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from unclipped.core.documents import decoded, parse_json
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data import shards
 from unclipped.data.config import SourceConfig
@@ -94,14 +94,11 @@ class TarSource:
                 "images without captions with options: {caption: none}"
             )
         label = _label(path, key, record, role)
-        try:
-            text = self._member(shard, record, role).decode("utf-8")
-            if role == "json":
-                text = _field(json.loads(text), str(self._caption), label)
-        except UnicodeDecodeError:
-            raise DataError(f"{label}: not UTF-8 text; the member may be damaged") from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{label}: not valid JSON ({error.msg}); the member may be damaged") from None
+        content = self._member(shard, record, role)
+        if role == "json":
+            text = _field(parse_json(content, label, remedy="the member may be damaged"), str(self._caption), label)
+        else:
+            text = decoded(content, label)
         if not text.strip():
             raise DataError(f"{label}: the caption is empty; add the text or take the sample out")
         return text.strip()
@@ -233,6 +230,12 @@ def _raise_for(record: Any, path: Path, key: str) -> None:
         shards.EMPTY: "no sample in it; copy the shard again or leave it out",
         shards.REPEATED: f"sample {key}: the key is in the shard twice; keep the members of a sample together and "
         "its key unique",
+        shards.DOTTED: f"sample {key}: no image: by the rule of webdataset a key ends at the first dot of a file name, "
+        f"so that {key}.A.jpg is the member 'A.jpg' of sample {key}; write the names without other dots",
+        shards.SPARSE: f"sample {key}: a sparse member, which holds only a part of its bytes; write the shard with "
+        "plain members",
+        shards.TOO_MANY: f"byte {int(record['image_at'])}: more than {shards.MOST_DAMAGE} damaged headers; what "
+        "follows is not read: copy the shard again",
         shards.TWICE: f"sample {key}: two members of one kind (images, captions or JSON); keep one",
     }.get(int(record["trouble"]))
     if trouble is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
+from unclipped.core.documents import read_text
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import SourceConfig
 from unclipped.data.pairs import pair_of
@@ -95,7 +96,7 @@ def names_of(file: str, data: LabelledSet) -> dict[str, str]:
             "line `label name, more names` for every class"
         )
     names = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         label, *rest = line.split(maxsplit=1)
