@@ -136,3 +136,10 @@ def test_guarded_keeps_the_cause_and_passes_our_own_errors():
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(UsageError, match=r"^mine$"), guarded(DataError):
         raise UsageError("mine")
+
+
+def test_messages_are_one_line_that_every_terminal_prints():
+    error = DataError("a\nb \x1b[2J \ud800 é " + "x" * 9000)
+    assert str(error).startswith(r"a\nb \x1b[2J \ud800 é xxx")
+    assert str(error).endswith("more characters)")
+    assert len(str(error)) < 4100

@@ -6,11 +6,31 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+MAX_MESSAGE = 4000
+"""Characters of one error message."""
+
+
+def _one_line(text: str) -> str:
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[:MAX_MESSAGE]} … ({len(text) - MAX_MESSAGE:,} more characters)"
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
 
 class UnclippedError(Exception):
-    """A run that failed for a stated reason. The command line prints it as one line and exits with `exit_code`."""
+    """A run that failed for a stated reason. The command line prints it as one line and exits with `exit_code`.
+
+    Messages quote file names, fields and values of unknown origin. What a terminal cannot print, or would obey, is
+    written as an escape, and a message ends after MAX_MESSAGE characters.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_one_line(str(message)))
 
 
 class UsageError(UnclippedError, ValueError):
