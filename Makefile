@@ -1,9 +1,10 @@
 # Two commands need nothing but Python 3.11 or newer: `make quickstart` and `make test`.
+# `make test` is the fast tier; `make test-all` runs every test, as .ci/run does.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test test-all lint types clean
 
 # The environment: made anew when the package's requirements change.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -28,8 +29,12 @@ quickstart: $(VENV)/.core
 	$(BIN)/unclipped quickstart --output $(OUTPUT)
 
 # As many processes as the machine has cores, at most 8; a file's tests stay in one, since they share what they prepare.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 test: $(VENV)/.oracles
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.oracles
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
