@@ -72,11 +72,12 @@ class ChatEncoder:
             raise DataError(f"sample {sample.id}: {len(sample.images)} images but token counts for {len(counts)}")
         structure = structure_of(sample, open_answer=prompt)
         texts = texts_of(sample)
-        if not prompt and not any(
-            any(text.strip() for text in turn)
-            for (role, _), turn in zip(structure, texts, strict=True)
+        answers = {
+            number: any(text.strip() for text in turn)
+            for number, ((role, _), turn) in enumerate(zip(structure, texts, strict=True))
             if role == "assistant"
-        ):
+        }
+        if not prompt and not any(answers.values()):
             if not any(text.strip() for turn in texts for text in turn) and sample.images:
                 raise DataError(
                     f"sample {sample.id}: an image alone, without question and answer or a caption: an encoder can be "
@@ -84,6 +85,12 @@ class ChatEncoder:
                 )
             raise DataError(
                 f"sample {sample.id}: no supervised token: it has no answer, or an empty one; add or remove it"
+            )
+        if not prompt and not all(answers.values()):
+            empty = next(number for number, holds_text in answers.items() if not holds_text)
+            raise DataError(
+                f"sample {sample.id}: no supervised token in turn {empty}: its answer is empty; add the text or remove "
+                "the turn"
             )
         try:
             chunks = self.structure(structure)
