@@ -111,6 +111,14 @@ def test_question_null_next_to_prompt_asks_the_prompt(folder: Path, write: Any) 
     assert [source[index].question for index in range(2)] == ["colour?", "how?"]
 
 
+def test_an_empty_question_may_be_answered(folder: Path) -> None:
+    source = as_jsonl(
+        folder, [{"image": "a.png", "question": "", "answer": "a cat"}, {"image": "a.png", "question": None}]
+    )
+    assert shape(source[0]) == [("user", ["[a.png]", ""]), ("assistant", ["a cat"])]
+    assert "'question': empty, and so is 'prompt'" in error_of(source, 1)
+
+
 @WRITERS
 @pytest.mark.parametrize("format", ["llava", "sharegpt", "cambrian"])
 def test_conversations_take_the_image_field_that_holds_something(folder: Path, write: Any, format: str) -> None:

@@ -33,9 +33,8 @@ class TextTokens:
         self._unknown = getattr(tokenizer, "unk_token_id", None)
         if self._unknown in named:
             self._unknown = None
-        self._control = frozenset(
-            index for index in self.special if index != self._unknown
-        )  # an unknown character is no control token
+        # An unknown character gives a special token too, and is no control token.
+        self._control: frozenset[int] = frozenset(index for index in self.special if index != self._unknown)
         self.encode = lru_cache(maxsize=_KEPT)(self._encode)
         self._own_tokens = lru_cache(maxsize=_KEPT)(lambda text: self._controls(self._parsed(text)))
 
@@ -145,8 +144,5 @@ class TextTokens:
             token = added.get(self._words[word])
             sides = {side: bool(getattr(token, side, False)) for side in ("lstrip", "rstrip", "single_word")}
             backend.add_tokens([AddedToken(substitute, normalized=False, special=False, **sides)])
-        return (
-            backend,
-            words,
-            {backend.token_to_id(substitute): self._words[word] for word, substitute in words.items()},
-        )
+        ids = {int(backend.token_to_id(substitute) or 0): self._words[word] for word, substitute in words.items()}
+        return backend, words, ids

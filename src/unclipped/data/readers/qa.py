@@ -69,7 +69,11 @@ def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> Non
 
 def parse_qa(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
     """One row as a sample. Raises DataError naming file, line, sample and field."""
-    asked, value = required(row, QUESTION_FIELDS, place)
+    asked, value = first_held(row, QUESTION_FIELDS)
+    if value is None and isinstance(row.get(asked), str):
+        value = row[asked]  # an image may be answered without a question
+    else:
+        asked, value = required(row, QUESTION_FIELDS, place)
     question = text_of(value, asked, place)
     field, value = first_held(row, IMAGE_FIELDS)
     images = images_of(value, field, place)
