@@ -92,7 +92,8 @@ class TextTokens:
         assert self._substitutes is not None
         backend, words, ids = self._substitutes
         text = "".join(self._word.sub(lambda found: words[found[0]], text) if own else text for text, own in pieces)
-        return tuple(ids.get(token, token) for token in backend.encode(text, add_special_tokens=around).ids)
+        found: list[int] = backend.encode(text, add_special_tokens=around).ids
+        return tuple(ids.get(token, token) for token in found)
 
     def _by_stretches(self, pieces: tuple[Piece, ...], around: bool) -> tuple[int, ...]:
         """For tokenizers without a backend: each stretch between two control tokens of the template by itself."""
