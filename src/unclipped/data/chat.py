@@ -169,7 +169,7 @@ class ChatEncoder:
 
     def _document(self, sample: Sample, prompt: bool) -> tuple[list[int], list[int]]:
         if len(sample.turns) != 1 or sample.images:
-            raise DataError("a document stands alone, without other turns or images")
+            raise DataError("a document is a sample of its own, without other turns or images")
         ids = self.text.document(sample.turns[0].text)
         eos = self.tokenizer.eos_token_id
         if eos is not None and not prompt and (not ids or ids[-1] != eos):

@@ -159,7 +159,7 @@ def _plainly(text: str) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be kept as metadata: it is JSON and not NaN, which stands for a missing value."""
+    """Whether a value can be kept as metadata: it is JSON and not NaN, a missing value."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):
