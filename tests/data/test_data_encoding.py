@@ -195,11 +195,6 @@ def test_templates_that_lose_text_are_named(template: str, problem: str) -> None
     assert "chat template" in str(caught.value)
 
 
-def test_an_image_token_written_in_a_text_is_refused() -> None:
-    with pytest.raises(DataError, match=r"sample talk: its text itself holds the image token"):
-        encode_sample(talk("what is <|image|>", "red"), processor_of("compact"))
-
-
 @pytest.mark.parametrize("texts", [("what",), ("what", "", "how", " ")])
 def test_no_answer_is_no_supervised_token(texts: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match="sample talk: no supervised token"):

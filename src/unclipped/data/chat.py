@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from unclipped.core.errors import DataError, ImageError
+from unclipped.data.control_tokens import Piece, TextTokens
 from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.template import Chunk, ImageSlot, Structure, render_structure, structure_of, texts_of
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a position that is not supervised."""
-
-_KEPT_PIECES = 1 << 14
 
 
 class ChatEncoder:
@@ -28,10 +26,7 @@ class ChatEncoder:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.image_token: str | None = getattr(processor, "image_token", None)
         self.image_token_id: int | None = getattr(processor, "image_token_id", None)
-        special = set(self.tokenizer.all_special_ids)
-        special.update(index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special)
-        self.special = frozenset(special)
-        self.tokenise = lru_cache(maxsize=_KEPT_PIECES)(self._tokenise)
+        self.text = TextTokens(self.tokenizer, self.image_token_id)
         self._structures: dict[Structure, tuple[Chunk, ...]] = {}
         self._end_token: int | None = None
         self._end_known = False
@@ -65,41 +60,36 @@ class ChatEncoder:
         return features["pixel_values"], grid, [int(count) for count in processor.num_image_tokens(grid)]
 
     def tokens(self, sample: Sample, counts: list[int], *, prompt: bool = False) -> tuple[list[int], list[int]]:
-        """(ids, labels) of a sample whose images take `counts` tokens; `prompt`: up to the last answer."""
+        """(ids, labels) of a sample whose images take `counts` tokens; `prompt`: up to the last answer.
+
+        Control tokens in the texts of turns are encoded as characters. Raises DataError naming the sample.
+        """
+        try:
+            return self._tokens(sample, counts, prompt)
+        except DataError as error:
+            raise DataError(f"sample {sample.id}: {error}") from error.__cause__
+
+    def _tokens(self, sample: Sample, counts: list[int], prompt: bool) -> tuple[list[int], list[int]]:
         if sample.turns and sample.turns[0].role == "document":
             return self._document(sample, prompt)
         if len(sample.images) != len(counts):
-            raise DataError(f"sample {sample.id}: {len(sample.images)} images but token counts for {len(counts)}")
+            raise DataError(f"{len(sample.images)} images but token counts for {len(counts)}")
         structure = structure_of(sample, open_answer=prompt)
         texts = texts_of(sample)
-        if not prompt and not any(
-            any(text.strip() for text in turn)
-            for (role, _), turn in zip(structure, texts, strict=True)
-            if role == "assistant"
-        ):
-            if not any(text.strip() for turn in texts for text in turn) and sample.images:
-                raise DataError(
-                    f"sample {sample.id}: an image alone, without question and answer or a caption: an encoder can be "
-                    "pretrained on it, a vision-language model cannot be trained; add the text or take another source"
-                )
-            raise DataError(
-                f"sample {sample.id}: no supervised token: it has no answer, or an empty one; add or remove it"
-            )
-        try:
-            chunks = self.structure(structure)
-        except DataError as error:
-            raise DataError(f"sample {sample.id}: {error}") from None
+        if not prompt:
+            _check_answers(sample)
+        chunks = self.structure(structure)
         end = self.end_token
         last = len(structure) - 1
         ids: list[int] = []
         labels: list[int] = []
-        pending: list[str] = []
+        pending: list[Piece] = []
         after_answer = False
         image = 0
 
         def flush() -> None:
             nonlocal after_answer
-            piece = self.tokenise("".join(pending)) if pending else ()
+            piece = self.text.encode(tuple(pending)) if pending else ()
             pending.clear()
             through = 0
             if after_answer:
@@ -107,7 +97,7 @@ class ChatEncoder:
                     ids.append(self.tokenizer.eos_token_id)
                     labels.append(self.tokenizer.eos_token_id)
                 else:
-                    through = self._through_end(piece, sample.id)
+                    through = self._through_end(piece)
                 after_answer = False
             elif not piece:
                 return
@@ -117,7 +107,7 @@ class ChatEncoder:
 
         for chunk in chunks:
             if isinstance(chunk, str):
-                pending.append(chunk)
+                pending.append((chunk, True))
             elif isinstance(chunk, ImageSlot):
                 flush()
                 assert self.image_token_id is not None
@@ -125,22 +115,18 @@ class ChatEncoder:
                 labels.extend([IGNORED] * counts[image])
                 image += 1
             elif not chunk.answer:
-                pending.append(chunk.fill(texts))
+                pending.append((chunk.fill(texts), False))
             else:
                 flush()
                 if prompt and chunk.turn == last:
                     break
-                answer = self.tokenise(chunk.fill(texts))
+                answer = self.text.encode(((chunk.fill(texts), False),))
                 ids.extend(answer)
                 labels.extend(answer)
                 after_answer = True
         else:
             if pending or after_answer:
                 flush()
-        if self.image_token_id is not None and ids.count(self.image_token_id) != sum(counts):
-            raise DataError(
-                f"sample {sample.id}: its text itself holds the image token {self.image_token!r}; remove it there"
-            )
         return ids, labels
 
     def structure(self, structure: Structure) -> tuple[Chunk, ...]:
@@ -162,7 +148,8 @@ class ChatEncoder:
         if not self._end_known:
             chunks = self.structure((("user", "t"), ("assistant", "t")))
             tail = chunks[-1] if isinstance(chunks[-1], str) else ""
-            self._end_token = next((token for token in self.tokenise(tail) if token in self.special), None)
+            ids = self.text.encode(((tail, True),))
+            self._end_token = next((token for token in ids if token in self.text.special), None)
             if self._end_token is None and self.tokenizer.eos_token_id is None:
                 raise DataError(
                     "neither the chat template nor the tokenizer ends an answer; set the tokenizer's eos token"
@@ -170,33 +157,26 @@ class ChatEncoder:
             self._end_known = True
         return self._end_token
 
-    def _through_end(self, piece: Sequence[int], name: str) -> int:
+    def _through_end(self, piece: Sequence[int]) -> int:
         """Number of tokens of `piece` through the end of the answer that it follows."""
         for index, token in enumerate(piece):
-            if token in self.special:
+            if token in self.text.special:
                 if token == self._end_token:
                     return index + 1
                 break
         end = self.tokenizer.convert_ids_to_tokens(self._end_token)
-        raise DataError(f"sample {name}: the chat template does not end every answer by {end}; choose another template")
+        raise DataError(f"the chat template does not end every answer by {end}; choose another template")
 
     def _document(self, sample: Sample, prompt: bool) -> tuple[list[int], list[int]]:
         if len(sample.turns) != 1 or sample.images:
-            raise DataError(f"sample {sample.id}: a document stands alone, without other turns or images")
-        ids = list(self.tokenizer(sample.turns[0].text)["input_ids"])
+            raise DataError("a document is a sample of its own, without other turns or images")
+        ids = self.text.document(sample.turns[0].text)
         eos = self.tokenizer.eos_token_id
         if eos is not None and not prompt and (not ids or ids[-1] != eos):
             ids.append(eos)
         if len(ids) < 2 and not prompt:
-            raise DataError(f"sample {sample.id}: no supervised token: the document is empty; remove it")
+            raise DataError("no supervised token: the document is empty; remove it")
         return ids, list(ids)
-
-    def _tokenise(self, text: str) -> tuple[int, ...]:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        # The fast path skips the wrapper; padding or truncation left on by an earlier call would show in it.
-        if backend is not None and backend.padding is None and backend.truncation is None:
-            return tuple(backend.encode(text, add_special_tokens=False).ids)
-        return tuple(self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False)["input_ids"])
 
     @property
     def processor(self) -> Any:
@@ -205,6 +185,22 @@ class ChatEncoder:
         if processor is None:
             raise ReferenceError("the processor of this encoder is gone")
         return processor
+
+
+def _check_answers(sample: Sample) -> None:
+    """Raise DataError for a sample to train on that has no answer, or an empty one in any turn."""
+    answers = {number: turn.text.strip() for number, turn in enumerate(sample.turns) if turn.role == "assistant"}
+    if all(answers.values()) and answers:
+        return
+    if any(answers.values()):
+        empty = next(number for number, answer in answers.items() if not answer)
+        raise DataError(f"no supervised token in turn {empty}: its answer is empty; add the text or remove the turn")
+    if sample.images and not any(turn.text.strip() for turn in sample.turns):
+        raise DataError(
+            "an image alone, without question and answer or a caption: an encoder can be pretrained on it, a "
+            "vision-language model cannot be trained; add the text or take another source"
+        )
+    raise DataError("no supervised token: it has no answer, or an empty one; add or remove it")
 
 
 _ENCODERS: weakref.WeakKeyDictionary[Any, tuple[object, ChatEncoder]] = weakref.WeakKeyDictionary()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from unclipped.core.errors import UsageError, nearest
+from unclipped.data.fields import IMAGE_TYPES, TEXT_TYPES, image_source
 from unclipped.data.sample import ImagePart, Part, Sample, TextPart, Turn
 
 Messages = Sequence[Mapping[str, Any]]
@@ -49,41 +46,13 @@ def _part(part: Any, where: str) -> Part:
     if isinstance(part, str):
         return TextPart(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("text", "input_text"):
+    if kind in TEXT_TYPES:
         if not isinstance(part.get("text"), str):
             raise UsageError(f"{where}: a text part needs 'text', found {sorted(part)}")
         return TextPart(part["text"])
-    if kind == "image":
-        source = next((part[key] for key in ("image", "path", "url", "base64") if part.get(key) is not None), None)
-        return ImagePart(_source(source, where, is_base64=part.get("base64") is source))
-    if kind == "image_url":
-        address = part.get("image_url")
-        return ImagePart(_source(address.get("url") if isinstance(address, Mapping) else address, where))
+    if kind in IMAGE_TYPES:
+        source = image_source(part, lambda message: UsageError(f"{where}: {message}"))
+        if source is None:
+            raise UsageError(f"{where}: an image part needs 'image', 'path' or 'url', found {sorted(map(str, part))}")
+        return ImagePart(source)
     raise UsageError(f"{where}: type {kind!r}; {nearest(str(kind), ('text', 'image', 'image_url'))}")
-
-
-def _source(source: Any, where: str, *, is_base64: bool = False) -> Any:
-    if source is None:
-        raise UsageError(f"{where}: an image part needs 'image', 'path' or 'url'")
-    if not isinstance(source, str):
-        return source
-    if is_base64:
-        return _decoded(source, where)
-    address = urlparse(source)
-    if address.scheme in ("http", "https"):
-        raise UsageError(
-            f"{where}: images are not fetched from the network ({address.netloc}); give a file or a data: URI"
-        )
-    if address.scheme == "data":
-        header, comma, body = source.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise UsageError(f"{where}: expected data:image/…;base64,… as a data: URI")
-        return _decoded(body, where)
-    return Path(unquote(address.path)) if address.scheme == "file" else source
-
-
-def _decoded(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise UsageError(f"{where}: the image is not valid base64") from None

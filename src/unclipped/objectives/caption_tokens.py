@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unclipped.core.errors import DataError, UsageError
+from unclipped.data.chat import encoder_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class CaptionTokens:
         """Token ids of one caption. Raises DataError calling it `name` when it is empty, or too long and not cut."""
         if not caption.strip():
             raise DataError(f"{name}: the caption is empty; add the text or remove the row")
-        ids = [*self.tokenizer(caption, add_special_tokens=False)["input_ids"], self.end]
+        try:
+            ids = [*encoder_of(self.tokenizer).text.encode(((caption, False),)), self.end]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         if len(ids) <= self.context_length:
             return ids
         if self.long_captions == "refuse":

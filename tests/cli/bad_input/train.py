@@ -45,7 +45,13 @@ ROWS: dict[str, Row] = {
     "placeholders and images differ": Row(
         train({"id": "s1", "image": "good.png", "conversations": TALK}), 1, ("s1", "2 <image>", "1 images", "exactly")
     ),
-    "the image token in a text": Row(train(sample(question="a <|image|> b")), 1, ("s1", "<|image|>", "remove it")),
+    "a turn without its answer": Row(
+        train({"id": "s1", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "text": "a"}]}),
+        1,
+        ("s1", "conversations[1]", "the answer is empty", "found the keys from, text"),
+    ),
+    "a boolean as an answer": Row(train(sample(answer=True)), 1, ("s1", "'answer'", "found a boolean")),
+    "an index of no choice": Row(train(sample(answer=2, choices=["a", "b"])), 1, ("s1", "index 2", "answer_is")),
     "no answer": Row(train({"id": "s1", "question": "q"}), 1, ("s1", "no supervised token", "add or remove")),
     "no field that is known": Row(train({"picture": 1}), 1, ("train.jsonl", "picture", "question", "format")),
     "empty data set": Row(train(""), 1, ("train.jsonl", "empty", "one JSON object a line")),

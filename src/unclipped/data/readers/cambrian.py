@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from unclipped.data.config import SourceConfig
-from unclipped.data.readers.common import Place, optional_text
+from unclipped.data.fields import first_held
+from unclipped.data.readers.common import Place
 from unclipped.data.readers.conversations import parse_conversation
 from unclipped.data.sample import Sample
 
 
 def parse_cambrian(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
     """One row as a sample. Raises DataError naming file, line, sample and field."""
-    prompt = optional_text(row, "system_prompt", place)
-    if prompt and not row.get("system"):
-        row = {**row, "system": prompt}
-    return parse_conversation(row, place, turns_field="conversations", image_field="image")
+    _, system = first_held(row, ("system", "system_prompt"))
+    return parse_conversation({**row, "system": system}, place, turn_fields=("conversations", "messages"))

@@ -1,33 +1,43 @@
-"""What the readers share: where a row stands, fields with their errors, image paths, placeholders in text."""
+"""Helpers of all readers: the place of a row for errors, fields with their errors, image paths, placeholders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
+from unclipped.data.fields import as_text, described, first_held, image_source, is_held, located
 from unclipped.data.rows import Rows
-from unclipped.data.sample import ImagePart, Part, Sample, TextPart, Turn
+from unclipped.data.sample import ImagePart, Part, Role, Sample, TextPart, Turn
 
 PLACEHOLDER = "<image>"
+IMAGE_FIELDS = ("image", "images")
+"""Names of the field of images; in each row the first that holds something is taken."""
+
+Piece = str | ImagePart | None
+"""A stretch of a turn: text, an image named inside the turn, or None for a placeholder of the row's next image."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands, so that an error can name file, line, sample and field; and where its images lie."""
+    """Where a row is and where its images lie, so that an error can name file, line, sample and field."""
 
     file: str
     row: str
     images: Path
     sample: str = "?"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field -> the row's own name for it, where the two differ."""
 
     def error(self, field: str, message: str) -> DataError:
-        """The error about one field of this row."""
-        return DataError(f"{self.file}, {self.row}, sample {self.sample}: field '{field}': {message}")
+        """The error about one field of this row, with or without an index such as [3]."""
+        name, bracket, index = field.partition("[")
+        name = self.columns.get(name, name) + bracket + index
+        return DataError(f"{self.file}, {self.row}, sample {self.sample}: field '{name}': {message}")
 
 
 Parse = Callable[[dict[str, Any], Place, SourceConfig], Sample]
@@ -51,97 +61,109 @@ class RowSource:
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        name = row.get("id")
-        sample = f"{self._stem}-{index}" if name is None or name == "" else str(name)
-        return self.parse(row, Place(self.name, self.rows.place(index), self._images, sample), self.config)
+        place = Place(self.name, self.rows.place(index), self._images, f"{self._stem}-{index}")
+        return self.parse(row, named(place, row.get("id")), self.config)
+
+
+def named(place: Place, name: Any) -> Place:
+    """`place` with the row's own id, when it has one. Raises DataError for an id that is no text."""
+    return replace(place, sample=text_of(name, "id", place)) if is_held(name) else place
 
 
 def text_of(value: Any, field: str, place: Place) -> str:
-    """`value` as text; numbers are written as JSON writes them. Raises DataError for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise place.error(field, f"expected text, found {described(value)}")
+    """`value` as text, by the rules of `as_text`. Raises DataError for what is no text."""
+    return as_text(value, lambda message: place.error(field, message))
 
 
-def optional_text(row: dict[str, Any], field: str, place: Place) -> str | None:
-    """The text in `field`, or None when it is absent."""
+def optional_text(row: Mapping[str, Any], field: str, place: Place) -> str | None:
+    """The text in `field`, or None when it holds nothing."""
     value = row.get(field)
-    return None if value is None else text_of(value, field, place)
+    return text_of(value, field, place) if is_held(value) else None
 
 
-def required(row: dict[str, Any], field: str, place: Place) -> Any:
-    """What stands in `field`. Raises DataError that lists the fields found when it is absent."""
-    if row.get(field) is None:
-        raise place.error(field, f"missing; found the fields {', '.join(sorted(map(str, row))) or 'none'}")
-    return row[field]
+def required(row: Mapping[str, Any], names: tuple[str, ...], place: Place) -> tuple[str, Any]:
+    """(name, value) of the first of `names` that holds something.
+
+    Raises DataError listing the fields found when none does.
+    """
+    name, value = first_held(row, names)
+    if value is None:
+        others = "".join(f", and so is '{other}'" for other in names if other != name)
+        found = ", ".join(sorted(map(str, row))) or "none"
+        raise place.error(name, f"{'empty' if name in row else 'missing'}{others}; found the fields {found}")
+    return name, value
 
 
 def images_of(value: Any, field: str, place: Place) -> list[ImagePart]:
-    """Image parts from a path, bytes, a {bytes, path} record, a Pillow image, or a list of these; None gives none.
+    """Image parts from a path, an address, bytes, a {bytes, path} record, a Pillow image, or a list of these.
 
-    Raises DataError that names the path when a file is missing.
+    What holds nothing gives none. Raises DataError that names the path when a file is missing.
     """
-    if value is None or value == "":
+    if not is_held(value):
         return []
     if isinstance(value, list | tuple):
         return [part for item in value for part in images_of(item, field, place)]
+
+    def refuse(message: str) -> DataError:
+        return place.error(field, message)
+
+    name = f"sample {place.sample}, {field}"
+    if isinstance(value, Mapping):
+        source = image_source(value, refuse)
+        if source is None:
+            raise place.error(field, f"expected an image path, bytes or a list of them, found {described(value)}")
+        return images_of(source, field, place)
     if isinstance(value, str):
+        value = located(value, refuse)
+    if isinstance(value, str | Path):
         path = os.path.join(place.images, value)
         if not os.path.isfile(path):
             raise place.error(field, f"no image file {path}; correct the path, or set images to the folder it is in")
         return [ImagePart(path)]
-    name = f"sample {place.sample}, {field}"
-    if isinstance(value, bytes):
-        return [ImagePart(value, name)]
-    if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path") is not None):
-        return images_of(value["bytes"] if value.get("bytes") is not None else value["path"], field, place)
-    if not isinstance(value, dict) and hasattr(value, "tobytes") and hasattr(value, "convert"):  # a Pillow image
+    if isinstance(value, bytes) or (hasattr(value, "tobytes") and hasattr(value, "convert")):  # or a Pillow image
         return [ImagePart(value, name)]
     raise place.error(field, f"expected an image path, bytes or a list of them, found {described(value)}")
 
 
-def split_placeholders(text: str, images: Iterator[ImagePart]) -> tuple[Part, ...]:
-    """Text and images in order.
+def pieces_of(text: str) -> list[Piece]:
+    """Text cut at its placeholders."""
+    pieces: list[Piece] = []
+    for number, piece in enumerate(text.split(PLACEHOLDER)):
+        pieces += [None, piece] if number else [piece]
+    return pieces
+
+
+def _parts(pieces: list[Piece], images: list[ImagePart]) -> tuple[Part, ...]:
+    """Text and images in order, those of placeholders taken from the beginning of `images`.
 
     The line break between a placeholder and text belongs to the placeholder: it is dropped.
-    Images are taken from `images`; the caller has checked that there are as many as placeholders.
     """
-    pieces = text.split(PLACEHOLDER)
     parts: list[Part] = []
-    for index, piece in enumerate(pieces):
-        if index > 0:
-            parts.append(next(images))
-            piece = piece.removeprefix("\n")
-        if index < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
-        if piece:
-            parts.append(TextPart(piece))
+    for number, piece in enumerate(pieces):
+        if piece is None:
+            parts.append(images.pop(0))
+        elif isinstance(piece, ImagePart):
+            parts.append(piece)
+        else:
+            piece = piece.removeprefix("\n") if number and pieces[number - 1] is None else piece
+            piece = piece.removesuffix("\n") if pieces[number + 1 : number + 2] == [None] else piece
+            parts += [TextPart(piece)] if piece else []
     return tuple(parts)
 
 
-def place_images(turns: Iterable[tuple[str, str]], images: list[ImagePart], field: str, place: Place) -> list[Turn]:
-    """Turns from (role, text) pairs; `<image>` in user turns is replaced by the images in order.
+def place_images(
+    turns: Iterable[tuple[Role, list[Piece]]], images: list[ImagePart], field: str, place: Place
+) -> list[Turn]:
+    """Turns from (role, pieces) pairs; the placeholders become the images in order.
 
-    Raises DataError when the placeholders in user turns are not as many as the images.
+    Raises DataError when there are not as many placeholders as images.
     """
     turns = list(turns)
-    count = sum(text.count(PLACEHOLDER) for role, text in turns if role == "user")
+    count = sum(pieces.count(None) for _, pieces in turns)
     if count != len(images):
         raise place.error(
             field,
             f"{count} {PLACEHOLDER} placeholders in user turns but {len(images)} images; each image needs exactly one",
         )
-    supply = iter(images)
-    built = []
-    for role, text in turns:
-        parts = split_placeholders(text, supply) if role == "user" else ((TextPart(text),) if text else ())
-        built.append(Turn(role, parts))  # pyright: ignore[reportArgumentType]
-    return built
-
-
-def described(value: Any) -> str:
-    """Type and beginning of a value, for messages."""
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+    supply = list(images)
+    return [Turn(role, _parts(pieces, supply)) for role, pieces in turns]

@@ -1,6 +1,6 @@
 """LLaVA rows: `{id, image?: path or list, conversations: [{from: human | gpt, value}]}`, a JSON array or JSONL.
 
-`<image>` in a human turn says where the image stands; a row without `image` is plain text.
+`<image>` in a human turn is the place of the image; a row whose `image` and `images` hold nothing is plain text.
 """
 
 from __future__ import annotations
@@ -15,5 +15,4 @@ from unclipped.data.sample import Sample
 
 def parse_llava(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
     """One row as a sample. Raises DataError naming file, line, sample and field."""
-    image_field = "image" if "image" in row or "images" not in row else "images"
-    return parse_conversation(row, place, turns_field="conversations", image_field=image_field)
+    return parse_conversation(row, place, turn_fields=("conversations", "messages"))

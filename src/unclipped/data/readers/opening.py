@@ -7,9 +7,11 @@ from typing import Any
 
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
+from unclipped.data.fields import first_held, is_held
 from unclipped.data.readers import qa
 from unclipped.data.readers.cambrian import parse_cambrian
 from unclipped.data.readers.common import Parse, RowSource
+from unclipped.data.readers.conversations import TURN_FIELDS, is_exchange
 from unclipped.data.readers.folder import IMAGE_SUFFIXES, FolderSource, holds
 from unclipped.data.readers.llava import parse_llava
 from unclipped.data.readers.pairs import is_pair, parse_pair
@@ -108,22 +110,22 @@ def _kind_by_name(path: Path) -> str:
 
 def kind_of_row(row: dict[str, Any], file: str) -> str:
     """The format that the fields of the first row speak for. Raises DataError listing them when none does."""
-    if "messages" in row:
-        return "sharegpt"
-    turns = row.get("conversations")
-    if isinstance(turns, list):
-        first = turns[0] if turns else {}
-        if "images" in row or "tools" in row or (isinstance(first, dict) and "role" in first):
+    field, turns = first_held(row, TURN_FIELDS)
+    if isinstance(turns, list) and (field != "texts" or is_exchange(turns[0])):
+        with_roles = isinstance(turns[0], dict) and is_held(turns[0].get("role"))
+        if field != "conversations" or with_roles or is_held(row.get("images")) or "tools" in row:
             return "sharegpt"
         return "cambrian" if "system_prompt" in row else "llava"
-    if "question" in row:
+    if "question" in row or ("prompt" in row and any(name in row for name in qa.ANSWER_FIELDS)):
         return "qa"
+    if "messages" in row or "conversations" in row:  # without a turn: the reader says so
+        return "sharegpt"
     if is_pair(row):
         return "pairs"
     if isinstance(row.get("text"), str):
         return "text"
     raise DataError(
         f"{file}: cannot tell the format from the fields {', '.join(sorted(map(str, row))) or '(none)'}; expected "
-        "question and answer, conversations, messages, image and caption, or text. Set format if it is one of llava, "
-        "sharegpt, cambrian, qa, pairs, text; a folder of images alone opens with images"
+        "question and answer, conversations, messages, texts, image and caption, or text. Set format if it is one of "
+        "llava, sharegpt, cambrian, qa, pairs, text; a folder of images alone opens with images"
     )

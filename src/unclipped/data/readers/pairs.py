@@ -1,18 +1,24 @@
-"""Image–caption rows: `id?, image, caption`, or `text` in the place of `caption`, with `category?` and `cluster?`."""
+"""Image–caption rows: `id?, image, caption`, with `category?` and `cluster?`.
+
+`images` and `text` are read where `image` or `caption` holds nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
-from unclipped.data.readers.common import Place, images_of, optional_text, required, text_of
+from unclipped.data.fields import first_held, is_held
+from unclipped.data.readers.common import IMAGE_FIELDS, Place, images_of, optional_text, required, text_of
 from unclipped.data.sample import Sample, TextPart, Turn
 
+CAPTION_FIELDS = ("caption", "text")
 
-def is_pair(row: dict[str, Any]) -> bool:
+
+def is_pair(row: Mapping[str, Any]) -> bool:
     """Whether the fields of a row are those of an image and its caption."""
-    return "image" in row and ("caption" in row or "text" in row)
+    return ("image" in row or is_held(row.get("images"))) and any(name in row for name in CAPTION_FIELDS)
 
 
 def parse_pair(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
@@ -20,15 +26,15 @@ def parse_pair(row: dict[str, Any], place: Place, config: SourceConfig) -> Sampl
 
     Raises DataError naming file, line, sample and field when the image or the caption is missing or not single.
     """
-    images = images_of(required(row, "image", place), "image", place)
+    field, value = first_held(row, IMAGE_FIELDS) if is_pair(row) else required(row, IMAGE_FIELDS, place)
+    images = images_of(value, field, place)
     if len(images) != 1:
-        raise place.error("image", f"expected exactly one image, found {len(images)}")
-    field = "caption" if row.get("caption") is not None else "text"
-    if row.get(field) is None:
-        raise _without_caption(row, place)
-    caption = text_of(row[field], field, place).strip()
-    if not caption:
+        raise place.error(field, f"expected exactly one image, found {len(images)}")
+    field, value = first_held(row, CAPTION_FIELDS)
+    if isinstance(row.get(field), str) and value is None:
         raise place.error(field, "the caption is empty; add the text or remove the row")
+    field, value = required(row, CAPTION_FIELDS, place)
+    caption = text_of(value, field, place).strip()
     return Sample(
         id=place.sample,
         turns=(Turn("user", (images[0],)), Turn("assistant", (TextPart(caption),))),
@@ -36,8 +42,3 @@ def parse_pair(row: dict[str, Any], place: Place, config: SourceConfig) -> Sampl
         answers=(caption,),
         cluster=optional_text(row, "cluster", place),
     )
-
-
-def _without_caption(row: dict[str, Any], place: Place) -> DataError:
-    found = ", ".join(sorted(map(str, row)))
-    return place.error("caption", f"missing, and so is 'text'; found the fields {found}")

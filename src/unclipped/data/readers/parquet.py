@@ -1,8 +1,8 @@
 """Parquet and arrow files and saved `datasets` folders, with images as bytes, paths or an Image feature.
 
 Columns may have any names: options of the source map `id`, `image`, `question`, `answer`, `choices`, `category`,
-`cluster`, `messages` or `caption` to a column; unmapped ones are found by their usual names. With a `messages` or
-`conversations` column, rows are read as conversations, with a column of questions as questions and answers, and with
+`cluster`, `messages` or `caption` to a column; unmapped ones are found by their usual names, in each row the first that
+holds something. Rows with turns are read as conversations, rows with a question as questions and answers, and with
 images and captions alone as pairs. An option that names the column of captions asks for pairs whatever else is there.
 The options of question–answer rows hold for these. Images beside a column of labels and none of these are images of a
 class each, which becomes their category; a ClassLabel gives its names.
@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from unclipped.core.errors import DataError, UsageError
+from unclipped.core.errors import DataError, UsageError, guarded
 from unclipped.data.config import SourceConfig
+from unclipped.data.fields import first_held
 from unclipped.data.readers import qa
-from unclipped.data.readers.common import Place, RowSource, images_of, required, text_of
+from unclipped.data.readers.common import Place, RowSource, images_of, named, optional_text, required
 from unclipped.data.readers.conversations import parse_conversation
 from unclipped.data.readers.folder import SPLIT_NAMES
 from unclipped.data.readers.pairs import parse_pair
@@ -66,7 +67,10 @@ class DatasetRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self.table):
             raise IndexError(f"{self.file}: row {index} out of {len(self.table)}")
-        return self.table[index]
+        with guarded(
+            lambda reason: DataError(f"{self.file}, {self.place(index)}: cannot be read ({reason}); repair the file")
+        ):
+            return self.table[index]
 
     def place(self, index: int) -> str:
         return f"row {index}"
@@ -80,7 +84,7 @@ def open_parquet(path: Path, config: SourceConfig) -> RowSource:
     rows = DatasetRows(_load(path, config), str(path))
     qa.check_options(config, (*USUAL_NAMES, *qa.OPTIONS))
     columns = _columns(rows, config)
-    kind = _kind_of(columns, config)
+    kind = _kind_of(set(columns), config)
     if kind is None:
         raise DataError(
             f"{path}: no column of questions or messages, and no image with a caption or label, among "
@@ -103,22 +107,34 @@ def open_parquet(path: Path, config: SourceConfig) -> RowSource:
 class _Parse:
     """Rows of named columns as samples; a class, since workers started afresh must be able to pickle it."""
 
-    columns: dict[str, str]
+    columns: dict[str, tuple[str, ...]]
+    """Field -> the columns that may hold it; in each row the first that holds something is taken."""
     kind: Kind
     class_names: dict[str, tuple[str, ...]]
     """Names of the classes of a ClassLabel column, which holds their numbers."""
 
     def __call__(self, row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
-        named = {field: self._value(row, column) for field, column in self.columns.items()}
-        if named.get("id") is not None:
-            place = replace(place, sample=str(named["id"]))
-        if self.kind == "labels":
-            return _labelled(named, place, self.columns["category"])
-        if self.kind == "pairs":
-            return parse_pair(named, place, config)
-        if self.kind == "messages":
-            return parse_conversation(named, place, turns_field="messages", image_field="image")
-        return qa.parse_qa(named, place, config)
+        fields: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for field, columns in self.columns.items():
+            names[field], fields[field] = first_held({name: self._value(row, name) for name in columns}, columns)
+        place = named(replace(place, columns=names), fields.get("id"))
+        kind = self.kind
+        if kind in ("messages", "qa"):  # a table may hold both, each in some of its rows
+            kind = (
+                "messages"
+                if fields.get("messages") is not None
+                else "qa"
+                if fields.get("question") is not None
+                else kind
+            )
+        if kind == "labels":
+            return _labelled(fields, place)
+        if kind == "pairs":
+            return parse_pair(fields, place, config)
+        if kind == "messages":
+            return parse_conversation(fields, place, turn_fields=("messages",))
+        return qa.parse_qa(fields, place, config)
 
     def _value(self, row: dict[str, Any], column: str) -> Any:
         value, names = row[column], self.class_names.get(column)
@@ -127,14 +143,15 @@ class _Parse:
         return names[value] if 0 <= value < len(names) else None  # -1 stands for no label
 
 
-def _labelled(named: dict[str, Any], place: Place, column: str) -> Sample:
+def _labelled(fields: dict[str, Any], place: Place) -> Sample:
     """An image of a class. Raises DataError for a row without its one image or without its label."""
-    images = images_of(required(named, "image", place), "image", place)
+    images = images_of(required(fields, ("image",), place)[1], "image", place)
     if len(images) != 1:
         raise place.error("image", f"expected exactly one image, found {len(images)}")
-    if named.get("category") is None:
-        raise place.error(column, "the image has no label; add it or remove the row")
-    return Sample.picture(place.sample, images[0], category=text_of(named["category"], column, place))
+    category = optional_text(fields, "category", place)
+    if category is None:
+        raise place.error("category", "the image has no label; add it or remove the row")
+    return Sample.picture(place.sample, images[0], category=category)
 
 
 def _load(path: Path, config: SourceConfig) -> Any:
@@ -178,9 +195,9 @@ def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
     return chosen or files
 
 
-def _columns(rows: DatasetRows, config: SourceConfig) -> dict[str, str]:
-    """Field -> column, from the options first and the usual names next."""
-    columns = {}
+def _columns(rows: DatasetRows, config: SourceConfig) -> dict[str, tuple[str, ...]]:
+    """Field -> columns: the one that the options name, else all of the usual names that the table has."""
+    columns: dict[str, tuple[str, ...]] = {}
     for field, usual in USUAL_NAMES.items():
         wanted = config.options.get(field)
         if wanted is not None:
@@ -188,15 +205,13 @@ def _columns(rows: DatasetRows, config: SourceConfig) -> dict[str, str]:
                 raise UsageError(
                     f"source {config.source}: option {field}: no column '{wanted}'; found {', '.join(rows.columns)}"
                 )
-            columns[field] = wanted
-        else:
-            found = next((name for name in usual if name in rows.columns), None)
-            if found is not None:
-                columns[field] = found
+            columns[field] = (wanted,)
+        elif found := tuple(name for name in usual if name in rows.columns):
+            columns[field] = found
     return columns
 
 
-def _kind_of(columns: dict[str, str], config: SourceConfig) -> Kind | None:
+def _kind_of(columns: set[str], config: SourceConfig) -> Kind | None:
     """How rows of these columns are read; None when they hold nothing to read.
 
     Raises UsageError when captions are asked for and there is no image.

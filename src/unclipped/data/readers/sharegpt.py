@@ -1,6 +1,7 @@
-"""ShareGPT rows in both spellings: `conversations` of from/value or `messages` of role/content, `images`, `system`.
+"""ShareGPT rows: `messages` of role/content, `conversations` of from/value or `texts` of user/assistant, with `images`.
 
-A content may be text with `<image>` placeholders or a list of text and image parts. Tool turns are refused.
+`system` is a system prompt. A content may be text with `<image>` placeholders or a list of text and image parts.
+`texts` is the form of the_cauldron: the images are put before the first question. Tool turns are refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,4 @@ from unclipped.data.sample import Sample
 
 def parse_sharegpt(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
     """One row as a sample. Raises DataError naming file, line, sample and field."""
-    turns_field = "messages" if "messages" in row else "conversations"
-    image_field = "images" if "images" in row else "image"
-    return parse_conversation(row, place, turns_field=turns_field, image_field=image_field)
+    return parse_conversation(row, place, image_fields=("images", "image"))
