@@ -22,6 +22,7 @@ from unclipped.data.text import (
     render_documents,
     text_files,
 )
+from unclipped.training.text import blocks_of
 
 
 @pytest.fixture
@@ -102,4 +103,17 @@ def test_token_blocks_hold_the_documents_with_ends_between(corpus: Path) -> None
 def test_samples_as_documents_read_as_the_template_writes_them() -> None:
     tokenizer = tiny_tokenizer()
     samples = [Sample.qa("a", [ImagePart("x.png")], "what", "red"), Sample.document("d", "blue")]
-    assert list(render_documents(samples, tokenizer)) == ["<|user|>what<|assistant|>red<|end|>", "blue"]
+    texts = ["".join(text for text, _ in pieces) for pieces in render_documents(samples, tokenizer)]
+    assert texts == ["<|user|>what<|assistant|>red", "blue"]
+
+
+def test_control_tokens_typed_in_pretraining_text_are_characters() -> None:
+    tokenizer = tiny_tokenizer()
+    end, user = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    samples = [Sample.qa("a", [], "what <|user|>", "red<|end|>"), Sample.document("d", "blue<|end|>green<|user|>")]
+    blocks = build_token_blocks(render_documents(samples, tokenizer), tokenizer, 4)
+    whole = [int(token) for token in np.asarray(blocks._tokens)]
+    assert whole.count(end) == 2  # one after each document
+    assert whole.count(user) == 1
+    held = blocks_of(samples, tokenizer, 1, len(whole))
+    assert list(held.blocks[0]) == whole

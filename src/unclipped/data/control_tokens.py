@@ -51,11 +51,19 @@ class TextTokens:
 
         Raises DataError where the tokenizer cannot write a control token of typed text as characters.
         """
-        ids = self._parsed("".join(text for text, _ in pieces))
+        return self._checked(pieces, self._parsed("".join(text for text, _ in pieces)))
+
+    def encode_all(self, documents: Sequence[tuple[Piece, ...]]) -> list[tuple[int, ...]]:
+        """`encode` of many at once, which the tokenizer spreads over threads; nothing is kept."""
+        texts = ["".join(text for text, _ in pieces) for pieces in documents]
+        split = {"split_special_tokens": False} if getattr(self.tokenizer, "split_special_tokens", False) else {}
+        rows = self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, **split)["input_ids"]
+        return [self._checked(pieces, tuple(ids)) for pieces, ids in zip(documents, rows, strict=True)]
+
+    def _checked(self, pieces: tuple[Piece, ...], ids: tuple[int, ...]) -> tuple[int, ...]:
+        """`ids` where all their control tokens are the template's own, else the ids with the typed ones written out."""
         expected = tuple(token for text, own in pieces if own for token in self._own_tokens(text))
-        if self._controls(ids) == expected:
-            return ids
-        return self._as_characters(pieces, expected)
+        return ids if self._controls(ids) == expected else self._as_characters(pieces, expected)
 
     def _controls(self, ids: Iterable[int]) -> tuple[int, ...]:
         return tuple(token for token in ids if token in self._control)

@@ -22,6 +22,7 @@ from pydantic import Field
 from unclipped.core.config import FrozenConfig
 from unclipped.core.documents import MAX_LINE_BYTES, parse_json, regular_file
 from unclipped.core.errors import DataError
+from unclipped.data.control_tokens import Piece, TextTokens
 from unclipped.data.sample import Sample
 
 SUFFIXES = (".txt", ".txt.gz", ".md", ".jsonl", ".jsonl.gz")
@@ -131,24 +132,31 @@ def _chunks(lines: Iterator[str], characters: int) -> Iterator[str]:
         yield document
 
 
-def render_documents(samples: Iterable[Sample], processor: Any) -> Iterator[str]:
-    """Samples as the text that the chat template makes of them, images left out: text in a task's own format."""
+def render_documents(samples: Iterable[Sample], processor: Any) -> Iterator[tuple[Piece, ...]]:
+    """Samples as the text that the chat template makes of them, images left out: text in a task's own format.
+
+    Each in pieces, so that the template's control tokens are known from typed ones. An end-of-text token at the end is
+    left out.
+    """
     from unclipped.data.chat import encoder_of
     from unclipped.data.template import ImageSlot, structure_of, texts_of
 
     encoder = encoder_of(processor)
+    end = encoder.tokenizer.eos_token or ""
     for sample in samples:
         if sample.turns and sample.turns[0].role == "document":
-            yield sample.turns[0].text
+            yield ((sample.turns[0].text, False),)
             continue
         blind = sample.without_images()
         texts = texts_of(blind)
-        chunks = encoder.structure(structure_of(blind))
-        yield "".join(
-            chunk if isinstance(chunk, str) else chunk.fill(texts)
-            for chunk in chunks
+        pieces = [
+            (chunk, True) if isinstance(chunk, str) else (chunk.fill(texts), False)
+            for chunk in encoder.structure(structure_of(blind))
             if not isinstance(chunk, ImageSlot)  # a blind structure has none
-        )
+        ]
+        if pieces and pieces[-1][1]:
+            pieces[-1] = (pieces[-1][0].removesuffix(end), True)
+        yield tuple(pieces)
 
 
 class TokenBlocks:
@@ -196,10 +204,16 @@ class TokenBlocks:
 
 
 def build_token_blocks(
-    documents: Iterable[str], tokenizer: Any, block_length: int, *, seed: int = 0, folder: str | Path | None = None
+    documents: Iterable[str | tuple[Piece, ...]],
+    tokenizer: Any,
+    block_length: int,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
 ) -> TokenBlocks:
     """Tokenise documents one after the other, an end-of-text token after each, into a file, and open its blocks.
 
+    Control tokens in a document are characters, but for those of a template (see `render_documents`).
     Memory stays bounded: documents are tokenised in small batches and written at once. `folder` holds the file (by
     default a temporary one that goes with the process). Raises DataError when there is too little text.
     """
@@ -212,9 +226,10 @@ def build_token_blocks(
     if eos is None:
         raise DataError("the tokenizer has no eos token to put between documents; set one")
     written = 0
+    tokens = TextTokens(tokenizer)
     with os.fdopen(handle, "wb") as stream:
         for batch in _batches(documents):
-            for ids in tokenizer(batch, add_special_tokens=False, padding=False, truncation=False)["input_ids"]:
+            for ids in tokens.encode_all(batch):
                 np.asarray([*ids, eos], dtype=dtype).tofile(stream)
                 written += len(ids) + 1
     if written < block_length:
@@ -233,12 +248,15 @@ def _remove(folder: str, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _batches(documents: Iterable[str], characters: int = 1 << 18) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(
+    documents: Iterable[str | tuple[Piece, ...]], characters: int = 1 << 18
+) -> Iterator[list[tuple[Piece, ...]]]:
+    batch: list[tuple[Piece, ...]] = []
     size = 0
     for document in documents:
-        batch.append(document)
-        size += len(document)
+        pieces = ((document, False),) if isinstance(document, str) else document
+        batch.append(pieces)
+        size += sum(len(text) for text, _ in pieces)
         if size >= characters:
             yield batch
             batch, size = [], 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
+from unclipped.data.control_tokens import TextTokens
 from unclipped.data.sample import Sample
 from unclipped.data.sources import open_source
 from unclipped.data.text import render_documents
@@ -35,14 +36,13 @@ def held_out_blocks(
 def blocks_of(samples: Iterable[Sample], processor: Any, count: int, length: int) -> TextBlocks:
     """Documents joined by the end-of-text token and cut into at most `count` blocks of `length` tokens."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    end = tokenizer.eos_token or ""
+    tokens = TextTokens(tokenizer)
     ids: list[int] = []
     num_bytes = 0
-    for text in render_documents(samples, processor):
-        text = text.removesuffix(end)
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+    for pieces in render_documents(samples, processor):
+        ids += tokens.encode(pieces)
         ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        num_bytes += len(text.encode())
+        num_bytes += sum(len(text.encode()) for text, _ in pieces)
         if len(ids) >= count * length:
             break
     blocks = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:count]

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
+from unclipped.data.control_tokens import Piece
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
 from unclipped.data.sources import SelectedSource, Source, open_sources
@@ -169,12 +170,12 @@ def _examples(config: PretrainConfig, corpus: Corpus, tokenizer: Any) -> Example
     )
 
 
-def _documents(mixture: Mixture, tokenizer: Any, wanted_tokens: int) -> Iterator[str]:
+def _documents(mixture: Mixture, tokenizer: Any, wanted_tokens: int) -> Iterator[tuple[Piece, ...]]:
     """Rendered documents until about `wanted_tokens` tokens are there, or a finite mixture has been gone through."""
-    end = tokenizer.eos_token or ""
     characters, tokens_per_character = 0, 1.0
-    for number, text in enumerate(render_documents(_samples(mixture, wanted_tokens), tokenizer)):
-        yield text.removesuffix(end)  # the block builder puts one there itself
+    for number, pieces in enumerate(render_documents(_samples(mixture, wanted_tokens), tokenizer)):
+        yield pieces
+        text = "".join(text for text, _ in pieces)
         characters += len(text)
         if number < 64:  # the rate of the first documents is enough to know when to stop
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
