@@ -23,7 +23,8 @@ memory = peer.suite("test_memory_cleanup_mixin")
 
 every = pytest.mark.skipif(not os.environ.get(peer.EVERY), reason=f"two of the five run unless {peer.EVERY} is set")
 
-VOCABULARY, IMAGE, PAD = 99, 5, 0
+# The image token lies above what the training suite writes (1 to 19) and below what shrinking the vocabulary cuts off.
+VOCABULARY, IMAGE = 99, 50
 ROWS, TEXT_LENGTH, PATCH, SIDE = 3, 7, 8, 16
 PATCHES = (SIDE // PATCH) ** 2
 
@@ -60,7 +61,7 @@ class Tester:
         return config
 
     def prepare_config_and_inputs_for_common(self) -> tuple[UnclippedConfig, dict[str, Any]]:
-        ids = common.ids_tensor([ROWS, self.seq_length], VOCABULARY - IMAGE - 1) + IMAGE + 1
+        ids = common.ids_tensor([ROWS, self.seq_length], IMAGE - 2) + 2
         ids[:, :PATCHES] = IMAGE
         side = SIDE // PATCH
         inputs = {
@@ -70,6 +71,27 @@ class Tester:
             "attention_mask": torch.ones_like(ids),
         }
         return self.get_config(), inputs
+
+
+UNFIT = {
+    "test_get_image_features_attentions": (
+        "images of different sizes are packed and have no common shape of attention, so it is refused by name"
+    ),
+}
+UNFIT_GEMMA3 = dict.fromkeys(
+    [
+        "test_model_rope_scaling_frequencies",
+        "test_model_rope_scaling_from_config_0_linear",
+        "test_model_rope_scaling_from_config_1_dynamic",
+        "test_model_rope_scaling_from_config_2_yarn",
+    ],
+    "Gemma 3 has rotary parameters for each kind of layer, the suite sets one for all; Gemma 4's own tests skip it",
+)
+UNFIT_SAME_DECODER = {
+    "test_internal_model_config_and_subconfig_are_same": (
+        "the suite finds a part's configuration by its class; here tower and language model are both Qwen3"
+    ),
+}
 
 
 class Suites(common.ModelTesterMixin, common.GenerationTesterMixin, training.TrainingTesterMixin):
@@ -99,24 +121,29 @@ class Suites(common.ModelTesterMixin, common.GenerationTesterMixin, training.Tra
         self.config_tester.run_common_tests()
 
 
+@peer.unfit(UNFIT, UNFIT_SAME_DECODER)
 class LanguageModelTowerTest(Suites, unittest.TestCase):
     vision, decoder = "llm", "qwen3"
 
 
+@peer.unfit(UNFIT)
 class Dinov2LlamaTest(Suites, unittest.TestCase):
     vision, decoder, tied = "dinov2", "llama", False
 
 
 @every
+@peer.unfit(UNFIT, UNFIT_GEMMA3)
 class ViTMAEGemma3Test(Suites, unittest.TestCase):
     vision, decoder = "vit_mae", "gemma3_text"
 
 
 @every
+@peer.unfit(UNFIT)
 class IJepaMistralTest(Suites, unittest.TestCase):
     vision, decoder, tied = "ijepa", "mistral", False
 
 
 @every
+@peer.unfit(UNFIT)
 class ViTSmolLM3Test(Suites, unittest.TestCase):
     vision, decoder = "vit", "smollm3"

@@ -7,9 +7,12 @@ that UNCLIPPED_TRANSFORMERS names, and is replaced by the small stand-ins below 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +23,8 @@ from unittest.mock import patch
 
 import pytest
 import transformers
+
+from support.tiny_models import tiny_image
 
 FOLDER = Path(sys.prefix) / "peer"
 CHECKOUT = "UNCLIPPED_TRANSFORMERS"
@@ -64,7 +69,7 @@ def _importable() -> Iterator[None]:
             if not has(name):
                 _enter(f"{PACKAGE}.{name}", members)
         if not (root() / "utils" / "fetch_hub_objects_for_ci.py").is_file():
-            _enter("fetch_hub_objects_for_ci", {"url_to_local_path": lambda url: url})
+            _enter("fetch_hub_objects_for_ci", {"url_to_local_path": lambda _: _picture()})
     before = list(sys.path)
     sys.path.append(str(FOLDER))  # the package `parameterized` lies there
     try:
@@ -81,6 +86,15 @@ def _enter(name: str, members: dict[str, Any]) -> None:
     parent, _, _ = name.rpartition(".")
     if parent and parent not in sys.modules:
         _enter(parent, {"__path__": []})
+
+
+@cache
+def _picture() -> str:
+    """A file with a picture, in the place of those that the suites take from the network."""
+    path = Path(tempfile.mkdtemp(prefix="peer-")) / "picture.png"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    tiny_image(48, 64).save(path)
+    return str(path)
 
 
 class _Nothing:

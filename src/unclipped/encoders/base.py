@@ -25,8 +25,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
-# What a model says about its placing on devices and in data types. A model around it reads these off its children.
-PLACING = (
+# What a model says of its attention, and of its placing on devices and in data types. A model around it reads these
+# off its children.
+TRAITS = (
+    "_supports_sdpa",
     "_no_split_modules",
     "_skip_keys_device_placement",
     "_keep_in_fp32_modules",
@@ -68,7 +70,7 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        for name in PLACING:
+        for name in TRAITS:
             setattr(self, name, getattr(model, name, None))
         self.pattern: EncoderPattern | None = None
         self.tile: Grid | None = None
@@ -88,6 +90,11 @@ class VisionEncoder(nn.Module):
             licence=licence,
             channels=channels,
         )
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model inside."""
+        return self.model.config
 
     @property
     def spec(self) -> EncoderSpec:
