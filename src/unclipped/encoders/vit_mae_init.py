@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import ViTMAEConfig
 from transformers import initialization as init
 from transformers.models.vit_mae import modeling_vit_mae as stock
 
@@ -47,7 +48,7 @@ class ViTMAEModel(stock.ViTMAEModel):
     and initialised later. It keeps its class name, which saved configurations carry.
     """
 
-    def __init__(self, config: stock.ViTMAEConfig) -> None:
+    def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
         fill_table(self.embeddings.position_embeddings.data)
 
