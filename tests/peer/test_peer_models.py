@@ -19,7 +19,7 @@ from unclipped.models.modeling import UnclippedForConditionalGeneration, Unclipp
 common = peer.suite("test_modeling_common")
 configuration = peer.suite("test_configuration_common")
 training = peer.suite("test_training_mixin")
-memory = peer.suite("test_memory_cleanup_mixin")
+parallel = peer.suite("test_tensor_parallel_mixin")
 
 every = pytest.mark.skipif(not os.environ.get(peer.EVERY), reason=f"two of the five run unless {peer.EVERY} is set")
 
@@ -94,7 +94,12 @@ UNFIT_SAME_DECODER = {
 }
 
 
-class Suites(common.ModelTesterMixin, common.GenerationTesterMixin, training.TrainingTesterMixin):
+class Suites(
+    common.ModelTesterMixin,
+    common.GenerationTesterMixin,
+    training.TrainingTesterMixin,
+    parallel.TensorParallelTesterMixin,
+):
     """What is the same for each pair of tower and decoder."""
 
     vision = decoder = ""
