@@ -115,6 +115,49 @@ def test_image_features_come_in_pooler_output(assembled: Any, inner: bool) -> No
     assert output.last_hidden_state.shape[0] == len(inputs["pixel_values"])
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_image_features_answer_hidden_states_and_return_dict(assembled: Any, inner: bool) -> None:
+    model = assembled.model.model if inner else assembled.model
+    inputs = batch(assembled.processor, ask("what", (16, 32), (24, 16), (32, 16)))
+    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
+    with torch.no_grad():
+        plain = model.get_image_features(pixels, grids)
+        output = model.get_image_features(pixels, grids, output_hidden_states=True)
+        first = int(grids[0].prod())
+        alone = model.get_image_features(pixels[:first], grids[:1], output_hidden_states=True)
+        listed = model.get_image_features(pixels, grids, return_dict=False)
+    assert plain.hidden_states is None
+    assert torch.equal(output.last_hidden_state, plain.last_hidden_state)
+    tower = assembled.model.model.vision_tower
+    assert len(output.hidden_states) == tower.depth(tower.config) + 1
+    assert all(state.shape == (len(pixels), tower.width(tower.config)) for state in output.hidden_states)
+    for whole, part in zip(output.hidden_states, alone.hidden_states, strict=True):
+        torch.testing.assert_close(whole[:first], part, atol=1e-5, rtol=1e-4)
+    last = tower.model.decoder.norm(output.hidden_states[-1])
+    torch.testing.assert_close(last, output.last_hidden_state, atol=1e-5, rtol=1e-4)
+    assert isinstance(listed, tuple)
+    assert torch.equal(listed[0], plain.last_hidden_state)
+
+
+@pytest.mark.parametrize("keyword", ["output_attentions", "vision_feature_layer"])
+def test_image_features_refuse_by_name(assembled: Any, keyword: str) -> None:
+    inputs = batch(assembled.processor, ask("what", (16, 32)))
+    with pytest.raises(ValueError, match=keyword):
+        assembled.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], **{keyword: True})
+
+
+def test_return_dict_of_the_configuration_is_followed(assembled: Any) -> None:
+    model = assembled.model
+    inputs = batch(assembled.processor, ask("what", (16, 16)))
+    try:
+        model.config.return_dict = False
+        with torch.no_grad():
+            assert isinstance(model(**inputs), tuple)
+            assert isinstance(model(**inputs, return_dict=True), ModelOutput)
+    finally:
+        model.config.return_dict = True
+
+
 def test_keyword_names() -> None:
     prepare = inspect.signature(UnclippedForConditionalGeneration.prepare_inputs_for_generation).parameters
     assert prepare["kwargs"].kind is inspect.Parameter.VAR_KEYWORD

@@ -1,7 +1,11 @@
-"""Other people's trainers and adapters on an assembled model: PEFT, TRL, torch.compile."""
+"""Other people's tools on an assembled model: PEFT, TRL, accelerate, tensor parallelism, compilation and export."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,13 @@ import pytest
 import torch
 
 from support.prompts import ask, batch
-from support.tiny_models import tiny_image, tiny_vlm
+from support.tiny_models import tiny_image, tiny_text_config, tiny_vision_config, tiny_vlm
+from unclipped.connectors.build import build_connector
+from unclipped.connectors.config import parse_connector
+from unclipped.encoders.build import build_encoder
+from unclipped.encoders.vit_mae_init import sine_cosine_table
+from unclipped.models.configuration import UnclippedConfig
+from unclipped.models.modeling import UnclippedModel
 
 
 @pytest.fixture
@@ -95,3 +105,162 @@ def test_the_language_side_compiles_whole(vlm: Any) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert torch.equal(compiled(**inputs, use_cache=False).logits, model(**inputs, use_cache=False).logits)
+
+
+def stock_llava() -> Any:
+    """A tiny LLaVA with a tied output layer: what transformers' own model does is what ours has to do."""
+    from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    tower = AutoConfig.for_model(
+        "clip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=4,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    text = tiny_text_config("qwen3")
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=5, tie_word_embeddings=True)
+    return LlavaForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_token_indices": [7, 8]},
+        {"trainable_token_indices": {"embed_tokens": [7]}},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ],
+    ids=str,
+)
+def test_adapters_of_a_tied_embedding_train_as_on_a_stock_llava(tmp_path: Path, options: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    model, processor, _ = tiny_vlm(tmp_path, "llm")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    inputs = batch(processor, ask("what", (16, 16)))
+    inputs["input_ids"][:, -1] = 7
+    trained: list[set[str]] = []
+    for base, given in ((stock_llava(), {"input_ids": torch.tensor([[7, 8, 9, 10]])}), (model, inputs)):
+        adapter = peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj", task_type="CAUSAL_LM", **options)
+        adapted = peft.get_peft_model(base, adapter)
+        adapted(**given, labels=given["input_ids"]).loss.backward()
+        trained.append(
+            {
+                name
+                for name, parameter in adapted.named_parameters()
+                if "lora" not in name and parameter.grad is not None and parameter.grad.any()
+            }
+        )
+        with torch.no_grad():
+            expected = adapted.eval()(**given).logits
+            merged = adapted.merge_and_unload()
+            torch.testing.assert_close(merged(**given).logits, expected, atol=1e-5, rtol=1e-4)
+    assert trained[0] == trained[1] != set()
+
+
+TENSOR_PARALLEL = """
+import sys, torch
+from transformers import AutoModelForImageTextToText
+from unclipped.models.register import register
+register()
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], tp_plan="auto")
+kept = torch.load(sys.argv[1] + "/kept.pt")
+with torch.no_grad():
+    logits = model(**kept["inputs"]).logits
+assert type(model.lm_head.weight).__name__ == "DTensor"
+torch.testing.assert_close(logits, kept["logits"], atol=1e-5, rtol=1e-4)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_tied_model_loads_tensor_parallel(tmp_path: Path) -> None:
+    """Two processes, each with half of the vocabulary and of the language model's layers, give the logits of one."""
+    model, processor, _ = tiny_vlm(tmp_path, "llm", output=tmp_path / "out")
+    inputs = batch(processor, ask("what", (16, 16)))
+    with torch.no_grad():
+        torch.save({"inputs": inputs, "logits": model(**inputs).logits}, tmp_path / "out" / "kept.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-W", "ignore", "-c", TENSOR_PARALLEL, str(tmp_path / "out")]
+    ranks = [
+        subprocess.Popen(command, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    errors = [rank.communicate(timeout=200)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+
+
+@pytest.mark.parametrize("vision", ["llm", "dinov2", "vit_mae"])
+def test_a_device_map_cuts_no_layer_and_no_connector(tmp_path: Path, vision: str) -> None:
+    """Over two devices of any size, each layer of the tower and of the language model lies on one of them."""
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import compute_module_sizes
+
+    model, _, _ = tiny_vlm(tmp_path, vision, connector="pixel_shuffle(2x2) + standardise + mlp(2)")
+    undivided = [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith(("Layer", "Embeddings", "Connector"))
+    ]
+    assert len([name for name in undivided if "vision_tower" in name]) >= 2
+    total = compute_module_sizes(model)[""]
+    for tenths in range(2, 10):
+        budget = {0: total * tenths // 10, "cpu": 10 * total}
+        placed = infer_auto_device_map(model, max_memory=budget, no_split_module_classes=list(model._no_split_modules))
+        cut = [name for name in undivided if any(key.startswith(f"{name}.") for key in placed)]
+        assert not cut, f"{tenths}/10 of the model on the first device"
+
+
+def test_a_masked_autoencoder_built_without_memory_starts_whole() -> None:
+    """On the meta device a model has no values; the initialisation that follows writes each of them."""
+    config = UnclippedConfig(tiny_vision_config("vit_mae", image_size=32), tiny_text_config("qwen3"))
+    with torch.device("meta"):
+        model = UnclippedModel(config)
+        tower = build_encoder(tiny_vision_config("vit_mae", image_size=32))
+    for module, start in ((model, model.init_weights), (tower, tower.model.init_weights)):
+        module.to_empty(device="cpu")
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.fill_(torch.nan)  # what memory holds that nobody wrote
+        start()
+        encoder = getattr(module, "vision_tower", module)
+        embeddings = encoder.model.embeddings
+        for name, tensor in encoder.state_dict().items():
+            assert tensor.isfinite().all(), name
+        torch.testing.assert_close(embeddings.position_embeddings[0, 1:], sine_cosine_table(4, 4, 32))
+        assert not embeddings.position_embeddings[0, 0].any()
+        assert 0.005 < embeddings.cls_token.std() < 0.05
+
+
+GRIDS = ((1, 2, 2), (1, 2, 4), (2, 2, 2))
+
+
+@pytest.mark.parametrize("family", ["llm", "vit_mae"])
+def test_a_tower_compiles_and_exports_whole_for_given_grids(tmp_path: Path, family: str) -> None:
+    """Grids as Python integers are constants of the graph; images of unlike grids are in it."""
+    if family == "llm":
+        tower = tiny_vlm(tmp_path, "llm")[0].model.vision_tower
+    else:
+        tower = build_encoder(tiny_vision_config(family)).eval()
+    pixels = torch.randn(20, 192)
+    with torch.no_grad():
+        expected = tower(pixels, torch.tensor(GRIDS))
+        assert torch.equal(torch.compile(tower, fullgraph=True, backend="eager")(pixels, GRIDS), expected)
+        exported = torch.export.export(tower, (pixels, GRIDS)).module()
+        assert torch.equal(exported(pixels, GRIDS), expected)
+
+
+@pytest.mark.parametrize("text", ["pixel_shuffle(2x2) + standardise + mlp", "resample(2x3) + linear"])
+def test_a_connector_compiles_and_exports_whole_for_given_grids(text: str) -> None:
+    connector = build_connector(parse_connector(text), 8, 16)
+    features = torch.randn(20, 8)
+    with torch.no_grad():
+        tokens, grids = connector(features, torch.tensor(GRIDS))
+        for run in (
+            torch.compile(connector, fullgraph=True, backend="eager"),
+            torch.export.export(connector, (features, GRIDS)).module(),
+        ):
+            found, found_grids = run(features, GRIDS)
+            assert torch.equal(found, tokens)
+            assert torch.equal(found_grids, grids)

@@ -286,3 +286,53 @@ def test_a_text_only_draft_can_be_fitted(tmp_path: Any) -> None:
     assert draft.config.vocab_size == model.config.text_config.vocab_size
     with pytest.raises(UsageError, match="larger than"):
         fit_draft(tiny_lm(tokenizer=tokenizer, vocab_size=400), model)
+
+
+@pytest.mark.parametrize("supervised_only", [False, True])
+def test_shift_labels_are_the_labels_that_count(assembled: Any, supervised_only: bool) -> None:
+    """Rows cut over devices come with labels that were shifted before the cut."""
+    model, inputs = assembled.model, _labelled(assembled.processor)
+    labels = inputs.pop("labels")
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    other = shifted.roll(1, dims=0)
+    options = {"supervised_only": supervised_only}
+    with torch.no_grad():
+        expected = model(**inputs, labels=labels, **options).loss
+        torch.testing.assert_close(model(**inputs, shift_labels=shifted, **options).loss, expected)
+        torch.testing.assert_close(model(**inputs, labels=labels, shift_labels=shifted, **options).loss, expected)
+        moved = model(**inputs, labels=labels, shift_labels=other, **options).loss
+        torch.testing.assert_close(moved, model(**inputs, shift_labels=other, **options).loss)
+    assert abs(moved.item() - expected.item()) > 1e-3
+
+
+def test_a_placeholder_is_never_supervised_by_shift_labels(assembled: Any) -> None:
+    inputs = _labelled(assembled.processor)
+    targets = torch.nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
+    with_images = targets.clone()
+    with_images[0, :2] = assembled.processor.image_token_id
+    with torch.no_grad():
+        expected = assembled.model(**inputs, shift_labels=targets).loss
+        assert torch.equal(assembled.model(**inputs, shift_labels=with_images).loss, expected)
+
+
+@pytest.mark.parametrize("supervised_only", [False, True])
+def test_every_keyword_reaches_the_loss_function(assembled: Any, supervised_only: bool) -> None:
+    model, inputs = assembled.model, _labelled(assembled.processor)
+    with torch.no_grad():
+        expected = model(**inputs, supervised_only=supervised_only).loss
+        inputs["labels"] = inputs["labels"].masked_fill(inputs["labels"] == -100, -7)
+        found = model(**inputs, supervised_only=supervised_only, ignore_index=-7, num_items_in_batch=None).loss
+    torch.testing.assert_close(found, expected)
+    seen: dict[str, Any] = {}
+
+    def loss(logits: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        seen.update(keywords)
+        return logits.sum()
+
+    usual = model.loss_function
+    try:
+        model.loss_function = loss
+        model(**inputs, num_items_in_batch=3, z_loss=0.5)
+    finally:
+        model.loss_function = usual
+    assert (seen["num_items_in_batch"], seen["z_loss"]) == (3, 0.5)

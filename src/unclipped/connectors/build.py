@@ -12,15 +12,15 @@ from unclipped.connectors.config import ConnectorConfig
 from unclipped.connectors.projections import CONNECTORS
 from unclipped.connectors.steps import CONNECTOR_STEPS
 from unclipped.core.errors import UsageError
-
-Grids = list[tuple[int, int, int]]
+from unclipped.encoders.grouping import ImageGrids, grid_rows
 
 
 class Connector(nn.Module):
     """Grid steps, optional standardisation, projection.
 
     forward: features (sum of patches, vision_hidden) and grids (num_images, 3) -> tokens (sum of tokens, text_hidden)
-    and the grids of the tokens (num_images, 3). Images of equal grid go through the steps together.
+    and the grids of the tokens (num_images, 3). Images of equal grid go through the steps together. Grids are a tensor,
+    or Python integers where a graph is compiled or exported.
     """
 
     mean: Tensor
@@ -38,14 +38,15 @@ class Connector(nn.Module):
             self.register_buffer("std", torch.ones(in_features))
         self.projection = CONNECTORS.get(config.kind)(in_features, text_hidden, config.layers)
 
-    def num_tokens(self, image_grid_thw: Tensor) -> Tensor:
+    def num_tokens(self, image_grid_thw: ImageGrids) -> Tensor:
         """Tokens of each image, int64 (num_images,), on the CPU."""
-        return torch.tensor(self.config.num_tokens(image_grid_thw.tolist()), dtype=torch.int64)
+        return torch.tensor(self.config.num_tokens(grid_rows(image_grid_thw)), dtype=torch.int64)
 
-    def forward(self, features: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, image_grid_thw: ImageGrids) -> tuple[Tensor, Tensor]:
         """See the class. Raises UsageError when features and grids disagree or a grid is not divisible."""
-        grids: Grids = [(int(t), int(h), int(w)) for t, h, w in image_grid_thw.tolist()]
-        out_grids = torch.tensor(self.config.out_grid(grids), dtype=torch.int64, device=image_grid_thw.device)
+        grids = grid_rows(image_grid_thw)
+        device = image_grid_thw.device if isinstance(image_grid_thw, Tensor) else features.device
+        out_grids = torch.tensor(self.config.out_grid(grids), dtype=torch.int64, device=device)
         merged = self.merge(features, grids)
         if self.config.standardise:
             merged = (merged - self.mean) / self.std
@@ -91,12 +92,12 @@ class Connector(nn.Module):
         self.std.copy_(std)
 
     @torch.no_grad()
-    def measure(self, features: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(self, features: Tensor, image_grid_thw: ImageGrids) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per projection input over these features, (in_features,) each, in fp32.
 
         A feature that never changes gets a deviation of 1: it is centred and left alone.
         """
-        merged = self.merge(features, [(int(t), int(h), int(w)) for t, h, w in image_grid_thw.tolist()]).float()
+        merged = self.merge(features, grid_rows(image_grid_thw)).float()
         std = merged.std(dim=0, correction=0)
         return merged.mean(dim=0), torch.where(std > 1e-6, std, torch.ones_like(std))
 

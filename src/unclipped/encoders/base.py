@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +17,23 @@ from unclipped.attention.encoder import register as register_encoder_attention
 from unclipped.attention.patterns import Pattern
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.registry import Registry
-from unclipped.encoders.grouping import Grid, encode_in_groups, frames_of
+from unclipped.encoders.grouping import Grid, ImageGrids, encode_in_groups, frames_of
 from unclipped.encoders.spec import EncoderSpec, Objective, objective_of
 from unclipped.encoders.tiling import parse_tile, tiled
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+
+
+# What a model says of its attention, and of its placing on devices and in data types. A model around it reads these
+# off its children.
+TRAITS = (
+    "_supports_sdpa",
+    "_no_split_modules",
+    "_skip_keys_device_placement",
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+)
 
 
 class VisionEncoder(nn.Module):
@@ -34,6 +45,8 @@ class VisionEncoder(nn.Module):
     `feature_layers=None` returns the last layer after the family's final norm. A list of indices returns
     those hidden states concatenated along the features, before the final norm: 0 is the embedding output, i the
     output of block i, negative numbers count from the end.
+
+    Grids may also be Python integers, ((t, h, w), …): `torch.compile(fullgraph=True)` and `torch.export` need them so.
     """
 
     family: ClassVar[str]
@@ -57,6 +70,8 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        for name in TRAITS:
+            setattr(self, name, getattr(model, name, None))
         self.pattern: EncoderPattern | None = None
         self.tile: Grid | None = None
         config: Any = model.config
@@ -75,6 +90,11 @@ class VisionEncoder(nn.Module):
             licence=licence,
             channels=channels,
         )
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model inside."""
+        return self.model.config
 
     @property
     def spec(self) -> EncoderSpec:
@@ -166,8 +186,30 @@ class VisionEncoder(nn.Module):
         """
         raise UsageError(f"{self.family}: it cannot run on chosen patches only")
 
-    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Features (sum_patches, hidden). Raises DataError when patches and grids do not fit each other."""
+    def forward(
+        self, pixel_values: Tensor, image_grid_thw: ImageGrids, output_hidden_states: bool = False
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """Features (sum_patches, hidden); with `output_hidden_states` also the depth + 1 hidden states, each
+        (sum_patches, width): the embedding output, then that of each block, prefix tokens removed.
+
+        Raises DataError when patches and grids do not fit each other.
+        """
+        if not output_hidden_states:
+            return self._packed(pixel_values, image_grid_thw, self._encode)
+        states, width = self.depth(self.model.config) + 1, self.width(self.model.config)
+        sizes = [self.spec.hidden_size, *[width] * states]
+        joined = self._packed(pixel_values, image_grid_thw, self._encode_with_states, sum(sizes))
+        features, *hidden = joined.split(sizes, dim=-1)
+        return features, tuple(hidden)
+
+    def _packed(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: ImageGrids,
+        encode: Callable[[Tensor, list[Grid]], Tensor],
+        width: int | None = None,
+    ) -> Tensor:
+        """`encode` over all images: (sum_patches, width), by default the width of the features."""
         if pixel_values.ndim != 2 or pixel_values.shape[1] != self.spec.patch_values:
             raise DataError(
                 f"pixel_values: expected (patches, {self.spec.patch_values}) for {self.spec.channels} channels and "
@@ -177,22 +219,30 @@ class VisionEncoder(nn.Module):
         frames = frames_of(image_grid_thw, pixel_values.shape[0])
         dtype = self.model.dtype
         if not frames:
-            return pixel_values.new_zeros((0, self.spec.hidden_size), dtype=dtype)
+            return pixel_values.new_zeros((0, width or self.spec.hidden_size), dtype=dtype)
         pixel_values = pixel_values.to(dtype)
         if self.tile is None:
-            return encode_in_groups(pixel_values, frames, self.group_key, self._encode)
+            return encode_in_groups(pixel_values, frames, self.group_key, encode)
         order, back, tiles = tiled(tuple(frames), self.tile)
         pixel_values = pixel_values[order.to(pixel_values.device)]  # patches tile by tile
-        features = encode_in_groups(pixel_values, tiles, self.group_key, self._encode)
+        features = encode_in_groups(pixel_values, tiles, self.group_key, encode)
         return features[back.to(features.device)]  # (sum_patches, hidden), row-major again
 
     def _encode(self, patches: Tensor, grids: list[Grid]) -> Tensor:
-        output = self.run(patches, grids, self.feature_layers is not None)
+        return self._features(self.run(patches, grids, self.feature_layers is not None))
+
+    def _encode_with_states(self, patches: Tensor, grids: list[Grid]) -> Tensor:
+        output = self.run(patches, grids, True)
+        states = [state[:, self.spec.num_prefix_tokens :] for state in output.hidden_states]
+        return torch.cat([self._features(output), *states], dim=-1)  # (B, n, hidden + (depth + 1) · width)
+
+    def _features(self, output: Any) -> Tensor:
+        """The features among a model's outputs: (B, n, hidden)."""
         if self.feature_layers is None:
             features = output.last_hidden_state
         else:
             features = torch.cat([output.hidden_states[index] for index in self.feature_layers], dim=-1)
-        return features[:, self.spec.num_prefix_tokens :]  # (B, n, hidden)
+        return features[:, self.spec.num_prefix_tokens :]
 
 
 ENCODERS: Registry[type[VisionEncoder]] = Registry("encoder")

@@ -13,15 +13,32 @@ Grid = tuple[int, int]
 """Rows and columns of patches of one frame."""
 
 
-def frames_of(image_grid_thw: Tensor, num_patches: int) -> list[Grid]:
+ImageGrids = Tensor | Sequence[Sequence[int]]
+"""(t, h, w) of every image: a tensor (images, 3), or Python integers. A graph that is compiled or exported holds the
+integers as constants; a tensor's values are unknown while it is traced."""
+
+
+def grid_rows(image_grid_thw: ImageGrids) -> list[tuple[int, int, int]]:
+    """(t, h, w) of every image as Python integers. Raises DataError for another shape than (images, 3)."""
+    if isinstance(image_grid_thw, Tensor):
+        if image_grid_thw.ndim != 2 or image_grid_thw.shape[-1] != 3:
+            raise DataError(f"image_grid_thw: expected shape (images, 3), found {tuple(image_grid_thw.shape)}")
+        image_grid_thw = image_grid_thw.tolist()
+    rows: list[tuple[int, int, int]] = []
+    for index, row in enumerate(image_grid_thw):
+        if len(row) != 3:
+            raise DataError(f"image_grid_thw[{index}]: expected three integers t, h, w, found {len(row)}")
+        rows.append((int(row[0]), int(row[1]), int(row[2])))
+    return rows
+
+
+def frames_of(image_grid_thw: ImageGrids, num_patches: int) -> list[Grid]:
     """Grid (h, w) of every frame, in order: an entry (t, h, w) gives t frames, each encoded by itself.
 
     Raises DataError when an entry is not positive or when the grids do not add up to `num_patches`.
     """
-    if image_grid_thw.ndim != 2 or image_grid_thw.shape[-1] != 3:
-        raise DataError(f"image_grid_thw: expected shape (images, 3), found {tuple(image_grid_thw.shape)}")
     frames: list[Grid] = []
-    for index, (t, h, w) in enumerate(image_grid_thw.tolist()):
+    for index, (t, h, w) in enumerate(grid_rows(image_grid_thw)):
         if min(t, h, w) < 1:
             raise DataError(f"image_grid_thw[{index}]: expected positive t, h, w, found ({t}, {h}, {w})")
         frames.extend([(h, w)] * t)

@@ -15,7 +15,7 @@ from unclipped.encoders.chosen import run_chosen
 from unclipped.encoders.grouping import Grid
 from unclipped.encoders.spec import Objective
 from unclipped.encoders.stem import to_planes
-from unclipped.encoders.vit_mae_init import initialise_vit_mae
+from unclipped.encoders.vit_mae_init import ViTMAEModel
 
 CLASSIFIER = (r"^classifier\.",)
 POOLER = (r"(^|\.)pooler\.",)
@@ -165,7 +165,7 @@ class ViTMAEEncoder(PlaneEncoder):
 
     @classmethod
     def build_model(cls, config: Any) -> PreTrainedModel:
-        return initialise_vit_mae(super().build_model(config))
+        return ViTMAEModel._from_config(config, dtype=torch.get_default_dtype())
 
     @classmethod
     def num_prefix_tokens(cls, config: Any) -> int:

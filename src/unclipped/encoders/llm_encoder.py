@@ -53,8 +53,12 @@ class LLMVisionModel(PreTrainedModel):
             raise UsageError(
                 f"decoder '{name}' has no {', '.join(lacking)}, so it cannot become a vision encoder; {REMEDY}"
             )
-        # Kept as a module without parameters, because transformers asks every model for its input embeddings.
-        decoder.set_input_embeddings(nn.Identity())
+        # transformers asks every model for its input embeddings, so a module without parameters takes their place. It
+        # has a name of its own: adapters find modules by the end of their name, and mean the language model's.
+        embedding = decoder.get_input_embeddings()
+        delattr(decoder, next(child for child, module in decoder.named_children() if module is embedding))
+        decoder._input_embed_layer = "no_token_embedding"
+        decoder.no_token_embedding = nn.Identity()
         self.decoder: Any = decoder
         self.stem: Any = build_stem(
             config.stem, config.num_channels, config.patch_size, config.hidden_size, config.stem_channels

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IGNORED = -100
 
@@ -27,8 +28,12 @@ def finish_logits(logits: Tensor, text_config: Any) -> Tensor:
     return logits
 
 
-def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the next token is supervised, (B, L-1) bool over positions 0…L-2, and those next tokens, (n,)."""
-    targets = labels[:, 1:]
-    wanted = targets != IGNORED
+def supervised_positions(targets: Tensor, ignored: int = IGNORED) -> tuple[Tensor, Tensor]:
+    """Where the next token is supervised, (B, L) bool, and those next tokens, (n,), from `shifted` labels (B, L)."""
+    wanted = targets != ignored
     return wanted, targets[wanted]
+
+
+def shifted(labels: Tensor, ignored: int = IGNORED) -> Tensor:
+    """Labels (B, L) moved one place to the left: what each position has to predict; the last one is ignored."""
+    return functional.pad(labels[:, 1:], (0, 1), value=ignored)

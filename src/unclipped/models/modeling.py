@@ -16,21 +16,24 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
+from transformers.utils.generic import can_return_tuple
 
 from unclipped.connectors.build import Connector, build_connector
 from unclipped.core.errors import DataError, UsageError
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder
+from unclipped.encoders.grouping import ImageGrids, grid_rows
 from unclipped.models.configuration import UnclippedConfig
 from unclipped.models.generation import UnclippedGenerationMixin
-from unclipped.models.head import IGNORED, finish_logits, supervised_positions
+from unclipped.models.head import IGNORED, finish_logits, shifted, supervised_positions
 from unclipped.models.placing import check_placeholders, place_features, usable_mask
 
 
 @dataclass
 class ImageFeatures(BaseModelOutputWithPooling):
     """Encoded images. last_hidden_state: packed patch features (sum of patches, vision_hidden); pooler_output: the
-    visual tokens of each image, a list of (tokens, text_hidden).
+    visual tokens of each image, a list of (tokens, text_hidden); hidden_states, on request: the output of the embedding
+    and of each block, (sum of patches, width) each.
 
     image_grid_thw, the grids of the visual tokens, is there only while the list has one entry an image: transformers
     drops it when it cuts the features for a chunked prefill. The inputs are kept for a draft model with its own tower.
@@ -64,6 +67,7 @@ class UnclippedPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
+    _no_split_modules = ["Connector"]  # noqa: RUF012 - its statistics and its projection stay on one device
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -129,19 +133,46 @@ class UnclippedModel(UnclippedPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> ImageFeatures:
-        """Encode and project images: pixel_values (sum of patches, channels*ph*pw), image_grid_thw (num_images, 3)."""
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: ImageGrids,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> ImageFeatures:
+        """Encode and project images: pixel_values (sum of patches, channels*ph*pw), image_grid_thw (num_images, 3), a
+        tensor or Python integers. `return_dict=False` gives a tuple.
+
+        Raises DataError for pixels without grids, UsageError for other arguments and for `output_attentions`: images
+        of different sizes have no common shape of attention.
+        """
         if image_grid_thw is None:
             raise DataError("pixel_values without image_grid_thw: pass both, as the processor returns them")
-        features = self.vision_tower(pixel_values, image_grid_thw)  # (sum of patches, vision_hidden)
+        if output_attentions:
+            raise UsageError(
+                "output_attentions: images of different sizes have no common shape of attention; run "
+                "vision_tower.model on images of one size"
+            )
+        if kwargs:
+            raise UsageError(f"get_image_features: no argument '{next(iter(kwargs))}'; leave it out")
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.vision_config.output_hidden_states)
+        hidden_states = None
+        if output_hidden_states:
+            features, hidden_states = self.vision_tower(pixel_values, image_grid_thw, output_hidden_states=True)
+        else:
+            features = self.vision_tower(pixel_values, image_grid_thw)  # (sum of patches, vision_hidden)
         tokens, out_grid = self.connector(features, image_grid_thw)  # (sum of tokens, text_hidden)
-        counts = out_grid.prod(dim=1).tolist()
+        counts = self.connector.config.num_tokens(grid_rows(image_grid_thw))
         return ImageFeatures(
             last_hidden_state=features,
             pooler_output=list(tokens.split(counts)),  # type: ignore[arg-type]
+            hidden_states=hidden_states,
             image_grid_thw=out_grid,
             pixel_values=pixel_values,
-            patch_grid_thw=image_grid_thw,
+            patch_grid_thw=torch.as_tensor(image_grid_thw),
         )
 
     def _embed(
@@ -169,6 +200,7 @@ class UnclippedModel(UnclippedPreTrainedModel):
         features = torch.cat([piece.to(embeds.device) for piece in pieces])
         return place_features(embeds, mask, features), features
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -181,9 +213,8 @@ class UnclippedModel(UnclippedPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
         sample_ids: Sequence[object] | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> UnclippedModelOutputWithPast | tuple:
+    ) -> UnclippedModelOutputWithPast:
         """Hidden states (B, L, H). attention_mask is (B, L) or a boolean (B, 1, L, L) that replaces the causal mask."""
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("pass exactly one of input_ids and inputs_embeds")
@@ -191,7 +222,12 @@ class UnclippedModel(UnclippedPreTrainedModel):
         if images is not None and pixel_values is not None:
             raise UsageError("pass pixel_values or mm_encoder_outputs['image'], not both")
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values, image_grid_thw)  # type: ignore[arg-type]
+            images = self.get_image_features(
+                pixel_values,
+                image_grid_thw,  # type: ignore[arg-type]
+                output_hidden_states=False,
+                return_dict=True,
+            )
         embeds, features = self._embed(input_ids, inputs_embeds, images, sample_ids)
         kwargs.pop("mm_token_type_ids", None)  # the processor may return it; decoders have no use for it
         outputs = self.language_model(
@@ -203,19 +239,20 @@ class UnclippedModel(UnclippedPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        output = UnclippedModelOutputWithPast(
+        return UnclippedModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.get("past_key_values"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             image_hidden_states=features,
         )
-        return output if return_dict is not False else output.to_tuple()
 
 
 class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGenerationMixin):
     """The whole model. `model` and `lm_head` take modules that are built already (assembly)."""
 
+    # A tied head is the token embedding, which tensor parallelism cuts along the vocabulary.
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
     # The class default names the usual embedding; a decoder that calls it otherwise gets its own entry on the instance.
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -248,14 +285,16 @@ class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGener
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> ImageFeatures:
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: ImageGrids, **kwargs: Any) -> ImageFeatures:
         """See `UnclippedModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
+        return self.model.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(…, H) -> (…, vocabulary)."""
         return finish_logits(self.lm_head(hidden), self.config.text_config)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -272,10 +311,13 @@ class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGener
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         sample_ids: Sequence[object] | None = None,
-        return_dict: bool | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> UnclippedCausalLMOutputWithPast | tuple:
+    ) -> UnclippedCausalLMOutputWithPast:
         """Logits (B, L, vocabulary), and the next-token loss when `labels` (B, L; -100 = not supervised) are given.
+
+        `shift_labels` (B, L) are labels that were shifted already, as rows cut over devices need them; they come before
+        `labels`. The loss function gets all other keywords too, such as `ignore_index`.
 
         With `supervised_only` and labels the output layer runs at supervised places alone: logits are then
         (supervised tokens, vocabulary) in row-major order, and the loss is the same. An image placeholder is never
@@ -296,28 +338,30 @@ class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGener
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # (B, L, H)
-        if labels is not None:
-            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORED)
-        loss = None
-        vocabulary = self.lm_head.out_features
-        if labels is not None and supervised_only:
-            wanted, targets = supervised_positions(labels)
-            logits = self._logits(hidden[:, :-1][wanted])  # (n, vocabulary)
-            loss = self.loss_function(
-                logits=logits,
-                labels=None,
-                shift_labels=targets,
-                vocab_size=vocabulary,
-                num_items_in_batch=num_items_in_batch,
-            )
+        ignored = kwargs.get("ignore_index", IGNORED)
+        labels, shift_labels = (
+            given if given is None else given.masked_fill(given == self.config.image_token_id, ignored)
+            for given in (labels, shift_labels)
+        )
+        supervised = labels is not None or shift_labels is not None
+        if supervised and supervised_only:
+            targets = shifted(labels, ignored) if shift_labels is None else shift_labels  # type: ignore[arg-type]
+            wanted, shift_labels = supervised_positions(targets, ignored)
+            logits = self._logits(hidden[wanted])  # (n, vocabulary)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(hidden[:, kept])
-            if labels is not None:
-                loss = self.loss_function(
-                    logits=logits, labels=labels, vocab_size=vocabulary, num_items_in_batch=num_items_in_batch
-                )
-        output = UnclippedCausalLMOutputWithPast(
+        loss = None
+        if supervised:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                shift_labels=shift_labels,
+                vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+                **kwargs,
+            )
+        return UnclippedCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -325,4 +369,3 @@ class UnclippedForConditionalGeneration(UnclippedPreTrainedModel, UnclippedGener
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
-        return output if return_dict is not False else output.to_tuple()
