@@ -79,6 +79,9 @@ def save_model(
 
     Raises UsageError when `folder` holds something and `overwrite` is false, UnclippedError when it cannot be written.
     """
+    tower = model.model.vision_tower  # its attention and tiles may have been set after it was built
+    model.config.vision_attention = None if tower.pattern is None else str(tower.pattern.given)
+    model.config.vision_tile = None if tower.tile is None else list(tower.tile)
     with _whole_folder(Path(folder), overwrite) as temporary, quiet():
         model.save_pretrained(temporary)
         if processor is not None:

@@ -1,4 +1,4 @@
-"""The language model's side of assembly: strict loading, its tokenizer, an image token, padding, a chat template."""
+"""The language model's side of assembly: strict loading, its tokenizer, an image token, a chat template."""
 
 from __future__ import annotations
 
@@ -138,7 +138,6 @@ def prepare_tokenizer(tokenizer: Any, where: str) -> TokenizerNotes:
                 "remove chat_template from the tokenizer to get the default one"
             )
     tokenizer.chat_template = template
-    tokenizer.padding_side = "left"  # generation continues at the right end; training pads for itself
     return TokenizerNotes(token, added, tokenizer.pad_token, note)
 
 
