@@ -16,7 +16,10 @@ def ask(question: str = "what is this", *sizes: tuple[int, int], offset: int = 0
 
 
 def batch(processor: Any, *conversations: list[dict[str, Any]], side: str | None = None) -> dict[str, Any]:
-    """Padded model inputs of these conversations, ready for the answer; padded as the processor does it, or on `side`."""
+    """Padded model inputs of these conversations, ready for the answer.
+
+    side: of the padding; the processor's own by default.
+    """
     own = processor.tokenizer.padding_side
     processor.tokenizer.padding_side = side or own
     try:

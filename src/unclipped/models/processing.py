@@ -24,7 +24,7 @@ class UnclippedProcessor(ProcessorMixin):
     """Image processor, tokenizer, chat template, and the connector's text form, from which token counts follow.
 
     `processor(text=…, images=…)` expects one image token in the text for each image and expands it to the number of
-    visual tokens; `apply_chat_template` places the image tokens from the messages. The tokenizer pads on the left, where
+    visual tokens; `apply_chat_template` places the image tokens from the messages. The tokenizer pads on the left, as
     generation needs it, also when the folder was saved with another side.
     """
 
@@ -63,7 +63,9 @@ class UnclippedProcessor(ProcessorMixin):
         template = self._template_text(chat_template)
         for name in ("tools", "documents"):
             if kwargs.get(name) and not _reads(template, name):
-                raise UsageError(f"{name}: the chat template does not read them; leave them out, or give another template")
+                raise UsageError(
+                    f"{name}: the chat template does not read them; leave them out, or give another template"
+                )
         many = _is_list(conversation) and bool(conversation) and _is_list(conversation[0])
         checked = [
             [_checked_message(message, f"message {index}", template) for index, message in enumerate(messages)]
@@ -174,7 +176,7 @@ def _checked_message(message: Any, where: str, template: str) -> Any:
     content = message.get("content")
     if content is None and not any(message[name] for name in message if name not in _READ_FIELDS):
         raise UsageError(f"{where}: no content; give a text or a list of parts")
-    if not _is_list(content):
+    if not isinstance(content, list | tuple):
         return message
     return {**message, "content": [_one_source(part, f"{where}, part {index}") for index, part in enumerate(content)]}
 
