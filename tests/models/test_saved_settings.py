@@ -13,7 +13,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from support.prompts import ask, batch
 from support.tiny_models import tiny_tokenizer, tiny_vlm
+from unclipped.core.errors import CheckpointError
 from unclipped.models.checkpoint import load_model, save_model
+from unclipped.models.configuration import UnclippedConfig
+from unclipped.models.modeling import UnclippedForConditionalGeneration
 
 CONVERSATIONS = (ask("what", (16, 16)), ask("how many red circle this is the word", (24, 16)))
 
@@ -136,3 +139,17 @@ def test_a_pattern_and_a_tile_set_on_the_tower_are_saved(tmp_path: Path) -> None
     again, _ = load_model(tmp_path / "two")
     assert again.model.vision_tower.pattern is None
     assert again.model.vision_tower.tile is None
+
+
+@pytest.mark.parametrize("fields", ["language model", {}, {"model_type": "unclipped"}, {"model_type": "vit"}])
+def test_a_folder_of_another_model_is_refused_before_anything_is_built(
+    fields: Any, assembled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = assembled.folder / "text"
+    if fields != "language model":
+        folder = tmp_path
+        (folder / "config.json").write_text(json.dumps(fields))
+    monkeypatch.setattr(UnclippedForConditionalGeneration, "__init__", lambda *_: pytest.fail("a model was built"))
+    for loader in (UnclippedForConditionalGeneration, UnclippedConfig):
+        with pytest.raises(CheckpointError, match=r"expected an assembled model.*unclipped assemble"):
+            loader.from_pretrained(folder)

@@ -74,7 +74,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    with guarded(lambda reason: _damaged(path, reason)), safe_open(path, framework="pt") as tensors:
+    remedy = "expected a folder that holds config.json and model.safetensors (as save_pretrained writes it)"
+    with (
+        guarded(
+            lambda reason: CheckpointError(
+                f"{path.parent}: weights cannot be read ({path.name}: {reason}); {remedy}: fetch or save it again"
+            )
+        ),
+        safe_open(path, framework="pt") as tensors,
+    ):
         for name in tensors.keys():  # noqa: SIM118 - it is no mapping
             entry = tensors.get_slice(name)
             values = 1

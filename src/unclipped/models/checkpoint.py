@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from unclipped.attention.syntax import parse_pattern
 from unclipped.connectors.build import Connector
 from unclipped.core.documents import read_json
 from unclipped.core.errors import CheckpointError, UsageError
@@ -102,7 +103,9 @@ def save_model(
     Raises UsageError when `folder` holds something and `overwrite` is false, UnclippedError when it cannot be written.
     """
     tower = model.model.vision_tower  # its attention and tiles may have been set after it was built
-    model.config.vision_attention = None if tower.pattern is None else str(tower.pattern.given)
+    given, stated = tower.pattern and tower.pattern.given, model.config.vision_attention
+    if given is None or stated is None or parse_pattern(stated) != given:  # else the text stays as it was written
+        model.config.vision_attention = None if given is None else str(given)
     model.config.vision_tile = None if tower.tile is None else list(tower.tile)
     with _whole_folder(Path(folder), overwrite) as temporary, quiet():
         model.save_pretrained(temporary)

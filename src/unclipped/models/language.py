@@ -79,18 +79,20 @@ def raise_loading_misfits(where: str, info: dict[str, Any]) -> None:
     )
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path, where: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises CheckpointError when there is none, or it wants to run code."""
     folder = Path(source).expanduser()
+    remedy = "expected tokenizer.json and tokenizer_config.json in a folder, or a hub id when there is a network"
     loader: Any = AutoTokenizer
     if folder.is_dir():
         check_folder(folder)
         stated = folder / "tokenizer_config.json"
-        if stated.is_file() and read_json(stated, error=CheckpointError).get("tokenizer_class") in GENERIC_TOKENIZERS:
+        if not stated.is_file():  # transformers would make one up from the model's type
+            raise CheckpointError(f"{where or source}: no usable tokenizer ({stated.name} is missing); {remedy}")
+        if read_json(stated, error=CheckpointError).get("tokenizer_class") in GENERIC_TOKENIZERS:
             # For some model types (Qwen2) transformers would put its own class and splitting rules in place of these.
             loader = PreTrainedTokenizerFast
-    remedy = "expected tokenizer.json and tokenizer_config.json in a folder, or a hub id when there is a network"
-    with reading(source, "no usable tokenizer", remedy), quiet():
+    with reading(where or source, "no usable tokenizer", remedy), quiet():
         tokenizer: Any = loader.from_pretrained(folder if folder.is_dir() else source, trust_remote_code=False)
         tokenizer("a")  # a damaged tokenizer.json may load, and fail when it is used
     return cast("PreTrainedTokenizerBase", tokenizer)

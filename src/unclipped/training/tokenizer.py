@@ -25,7 +25,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Any:
     tokenizer at `source`.
     """
     if config.source is not None:
-        return load_tokenizer(config.source)
+        return load_tokenizer(config.source, f"tokenizer.source {config.source}")
     backend = _bpe(config, texts) if config.kind == "bpe" else _characters(config, texts)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
