@@ -218,7 +218,6 @@ def assembled_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict
         ],
         [{"role": "user", "content": question("how many")}],
     ]
-    processor.tokenizer.padding_side = "left"
     inputs = processor.apply_chat_template(
         chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, padding=True
     )

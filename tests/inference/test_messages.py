@@ -77,6 +77,7 @@ def user(*parts: object) -> list[dict]:
         (user({"type": "image", "url": "https://example.org/a.png"}), "not fetched from the network"),
         (user({"type": "image", "url": "data:image/png,abc"}), "as a data: URI"),
         (user({"type": "image", "base64": "?"}), "not valid base64"),
+        ([{"role": "user", "content": "a", "tool_calls": [{"id": 1}]}], "message 0: 'tool_calls' is not read here"),
         (user(3), "part 0: type None"),
     ],
 )

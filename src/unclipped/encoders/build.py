@@ -138,8 +138,7 @@ def load_encoder(
     tensors = model.state_dict()
     taken = [name for name in tensors if name not in new]
     values = {"taken": count(tensors, taken), "new": count(tensors, new)}
-    if (total := stored_values(folder)) is not None:
-        values["dropped"] = total - values["taken"]
+    values["dropped"] = stored_values(folder) - values["taken"]
     adapter.prepare(model)
     encoder = adapter(model, feature_layers=feature_layers, mean=mean, std=std, licence=stated_licence(folder))
     return encoder.eval(), LoadReport(

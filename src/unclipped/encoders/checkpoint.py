@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -12,23 +12,30 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from unclipped.core.errors import CheckpointError, first_line
+from unclipped.core.documents import kind_of, read_json
+from unclipped.core.errors import CheckpointError, guarded
+from unclipped.encoders.folder_check import REMEDY, check_folder, reading, runs_own_code
+from unclipped.encoders.weights import StoredTensor, check_model, check_stored, stored_tensors
 
 # Root files only, and one set of weights: repositories often hold the same tensors several times.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 HUB_SKIPPED = ["*/*", "consolidated*"]
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Values that a model may have beyond twice those stored: parts that start fresh, such as a mask token.
+_SLACK = 10_000_000
+# Types whose values a conversion changes or cannot read: refused also where a tensor has no place in the model.
+_NEVER = ("complex", "float8", "F8", "F6", "F4", "C64")
 FOLDER_FORM = "a folder that holds config.json and model.safetensors (as save_pretrained writes it)"
 
 
 def checkpoint_folder(source: str | Path) -> Path:
     """The local folder of a checkpoint: `source` itself, or the hub's files when it is a hub id.
 
-    Raises CheckpointError when the folder has no config.json, or when there is neither folder nor reachable hub id.
+    Raises CheckpointError when the folder has no config.json or holds files that no loader should read, or when there
+    is neither folder nor reachable hub id.
     """
     if not str(source):
         raise CheckpointError(f"no model is named; give {FOLDER_FORM}, or a hub id")
@@ -36,30 +43,80 @@ def checkpoint_folder(source: str | Path) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json in this folder; expected {FOLDER_FORM}")
+        check_folder(folder)
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file; expected {FOLDER_FORM}")
     if not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(f"{source}: no such folder; expected {FOLDER_FORM}")
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no such folder, and it could not be fetched as a hub id ({first_line(error).split('. ')[0]}); "
+    with guarded(
+        lambda reason: CheckpointError(
+            f"{source}: no such folder, and it could not be fetched as a hub id ({reason.split('. ')[0]}); "
             f"without network give {FOLDER_FORM}"
-        ) from None
+        )
+    ):
+        folder = Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
+    check_folder(folder)
+    return folder
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder. Raises CheckpointError when it is broken or of an unknown kind."""
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    """The configuration of a folder. Raises CheckpointError when it is broken, of an unknown kind, or brings code."""
+    path = folder / "config.json"
+    fields = read_json(path, error=CheckpointError, remedy=REMEDY)
+    if "auto_map" in fields and fields.get("model_type") not in CONFIG_MAPPING:
+        raise runs_own_code(path)
+    remedy = "fetch it again, or give a checkpoint of a kind that transformers knows"
+    with reading(path, "cannot be read as a model configuration", remedy), quiet():
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_weights(
+    loader: Any, folder: Path, config: PreTrainedConfig, *, dtype: torch.dtype | str, **arguments: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model that a class of transformers (or an Auto class) loads from a checked folder, and its loading report.
+
+    Every loader of models comes here: no code of the folder runs, and tensors that are no floats or not finite are
+    refused by name. Raises CheckpointError when the weights cannot be read. Misfits are in the report.
+    """
+    stored = stored_tensors(folder)
+    _check_amount(loader, folder, config, stored)
+    check_stored({name: tensor for name, tensor in stored.items() if tensor.dtype.startswith(_NEVER)}, (), ())
+    if hasattr(loader, "_model_mapping"):  # an Auto class; the others never run code of a folder
+        arguments["trust_remote_code"] = False
+    with reading(folder, "weights cannot be read", f"expected {FOLDER_FORM}"), quiet():
+        model, info = loader.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed with all the others, and raised
+            weights_only=True,
+            **arguments,
+        )
+    check_stored(stored, info["unexpected_keys"], getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    check_model(str(folder), model, stored)
+    return model, info
+
+
+def _check_amount(loader: Any, folder: Path, config: PreTrainedConfig, stored: dict[str, StoredTensor]) -> None:
+    """Raise CheckpointError when the configuration asks for far more than is stored, before memory is taken for it."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        layers = getattr(part, "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > len(stored):  # each layer has a tensor at least
+            raise CheckpointError(
+                f"{folder}: config.json asks for {layers:,} layers, the weights have {len(stored)} tensors; they must "
+                "come from one checkpoint: save or fetch it again"
+            )
+    build = getattr(loader, "from_config", None) or loader._from_config
+    with reading(folder, "config.json describes no model", REMEDY), quiet(), torch.device("meta"):  # shapes alone
+        wanted = sum(parameter.numel() for parameter in build(copy.deepcopy(config)).parameters())
+    found = sum(tensor.values for tensor in stored.values())
+    if wanted > 2 * found + _SLACK:
         raise CheckpointError(
-            f"{folder / 'config.json'}: cannot be read as a model configuration ({first_line(error).rstrip('.')}); "
-            "fetch it again, or give a checkpoint of a kind that transformers knows"
-        ) from None
+            f"{folder}: config.json describes a model of {wanted:,} values, the weights hold {found:,}; they must "
+            "come from one checkpoint: save or fetch it again"
+        )
 
 
 def load_model(
@@ -75,24 +132,11 @@ def load_model(
     """Load the model of `config` from `folder`; returns it with the names of dropped and of new tensors.
 
     `may_drop` and `may_lack` are regular expressions of tensors that may be left over or absent. Raises
-    CheckpointError that lists every other missing, unexpected or misshaped tensor.
+    CheckpointError that lists every other missing, unexpected or misshaped tensor, and as `load_weights`.
     """
     if attn_implementation is not None:
         model_arguments["attn_implementation"] = attn_implementation
-    try:
-        with quiet():
-            model, info = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are listed below with all the others, and raised
-                **model_arguments,
-            )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: weights cannot be read ({first_line(error)}); expected {FOLDER_FORM}"
-        ) from None
+    model, info = load_weights(AutoModel, folder, config, dtype=dtype, **model_arguments)
     missing = [name for name in sorted(info["missing_keys"]) if not matches(name, may_lack)]
     extra = [name for name in sorted(info["unexpected_keys"]) if not matches(name, may_drop)]
     misshaped = [
@@ -125,14 +169,9 @@ def shortened(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def stored_values(folder: Path) -> int | None:
-    """Number of values in the folder's safetensors files, from their headers; None when it has no such files."""
-    files = sorted(folder.glob("model*.safetensors"))
-    total = 0
-    for path in files:
-        with safe_open(path, framework="pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total if files else None
+def stored_values(folder: Path) -> int:
+    """Number of values in the folder's weights files, from their headers."""
+    return sum(tensor.values for tensor in stored_tensors(folder).values())
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -149,15 +188,16 @@ def pixel_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{path}: not valid JSON ({error.msg}, line {error.lineno})") from None
-        fields = fields.get("image_processor", fields)
-        mean, std = fields.get("image_mean", fields.get("mean")), fields.get("image_std", fields.get("std"))
+        fields = read_json(path, error=CheckpointError, remedy=REMEDY)
+        inner = fields.get("image_processor", fields)
+        if not isinstance(inner, dict):
+            raise CheckpointError(f"{path}: image_processor: expected an object, found {kind_of(inner)}; {REMEDY}")
+        mean, std = inner.get("image_mean", inner.get("mean")), inner.get("image_std", inner.get("std"))
         if mean is None or std is None:
             continue
-        mean, std = ([value] if isinstance(value, int | float) else value for value in (mean, std))
+        mean, std = (value if isinstance(value, list) else [value] for value in (mean, std))
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in [*mean, *std]):
+            raise CheckpointError(f"{path}: image_mean {mean} and image_std {std} must be finite numbers; correct them")
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise CheckpointError(f"{path}: image_mean {mean} and image_std {std} do not belong together")
         return tuple(map(float, mean)), tuple(map(float, std)), name

@@ -6,22 +6,17 @@ training with their heads), of DINO, and of MAE.
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from unclipped.core.errors import CheckpointError
 from unclipped.encoders.checkpoint import shortened
+from unclipped.encoders.weights import WEIGHTS_FILES, read_pickled, read_safetensors
 
 _SIDES = ("teacher", "student")
 _CONTAINERS = ("model", "state_dict", "module")
@@ -30,7 +25,6 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_chec
 _BACKBONE = "backbone."
 _HEADS = re.compile(r"(?:(dino_head|ibot_head)|head(?=\.(?:mlp|last_layer)\.))\.(.+)")
 _LOSSES = ("dino_loss.", "ibot_patch_loss.", "koleo_loss.")
-_FILES = "a .pth or .pt file of tensors, or a .safetensors file"
 
 
 @dataclass
@@ -75,33 +69,11 @@ def _stored(path: Path) -> Any:
     """What the file holds, as it was saved. Nothing in it is run: only tensors and plain values are read."""
     if path.is_dir():
         raise CheckpointError(
-            f"{path}: is a folder; expected {_FILES} (a folder that transformers loads needs no import)"
+            f"{path}: is a folder; expected {WEIGHTS_FILES} (a folder that transformers loads needs no import)"
         )
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected {_FILES}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Training scripts store their arguments so; it holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked is not None:
-            raise CheckpointError(
-                f"{path}: asks to run '{asked[1]}' when it is loaded, which is refused; save its tensors alone, "
-                "in a Python that may run what the file asks for"
-            ) from None
-        raise _unreadable(path) from None
-    except PermissionError:
-        raise
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError):
-        # What the readers say of a file that is cut or of another kind is about their insides.
-        raise _unreadable(path) from None
-
-
-def _unreadable(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read as weights; expected {_FILES}, whole: fetch or copy it again")
+        raise CheckpointError(f"{path}: no such file; expected {WEIGHTS_FILES}")
+    return read_safetensors(path, check=False) if path.suffix == ".safetensors" else read_pickled(path)
 
 
 def _chosen(stored: Any, side: str | None, found: OriginalWeights) -> tuple[dict[str, Tensor], bool]:
@@ -110,7 +82,7 @@ def _chosen(stored: Any, side: str | None, found: OriginalWeights) -> tuple[dict
     while True:
         if not isinstance(stored, Mapping):
             raise CheckpointError(
-                f"{found.path}: holds a {type(stored).__name__}, not named tensors; expected {_FILES}"
+                f"{found.path}: holds a {type(stored).__name__}, not named tensors; expected {WEIGHTS_FILES}"
             )
         if any(isinstance(value, Tensor) for value in stored.values()):
             return _tensors(stored, found), has_side

@@ -19,6 +19,7 @@ from unclipped.encoders.original_files import OriginalWeights
 from unclipped.encoders.original_names import Table, autoencoder_table, encoder_table
 from unclipped.encoders.original_shape import BLOCK, OriginalShape, depth_of, heads_of, read_shape
 from unclipped.encoders.spec import Objective, declare_objective
+from unclipped.encoders.weights import check_values
 
 _DECODER = ("decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 _CLASSIFIER = "head."
@@ -157,6 +158,7 @@ def _published(path: Path, table: Table, tensors: dict[str, Tensor]) -> dict[str
     missing, extra = sorted(table.keys() - tensors.keys()), sorted(tensors.keys() - table.keys())
     remedy = "give the whole file of one model" + (", or leave tensors out by --leave-out NAME" if extra else "")
     raise_misfits(str(path), missing, extra, misshaped, remedy=remedy)
+    check_values(str(path), tensors)
     dtypes = {value.dtype for value in tensors.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     published: dict[str, Tensor] = {}

@@ -35,6 +35,9 @@ def _turn(message: Mapping[str, Any], where: str) -> Turn:
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
         raise UsageError(f"{where}: role {role!r}; {nearest(str(role), _ROLES)}")
+    for name in ("tool_calls", "tool_call_id", "documents", "reasoning_content", "reasoning"):
+        if message.get(name):
+            raise UsageError(f"{where}: '{name}' is not read here; leave it out, or write it as text")
     if isinstance(content, str):
         return Turn(role, (TextPart(content),))
     if not isinstance(content, Sequence) or not content:

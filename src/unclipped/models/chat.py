@@ -29,8 +29,20 @@ _CONTENT_MACRO = (
     "{%- endmacro -%}"
 )
 
+# Templates that know neither tools nor documents refuse them: an answer without them would look like one with them.
+_NOTHING_ELSE = (
+    "{%- if tools -%}{{ raise_exception('this template reads no tools; leave tools out') }}{%- endif -%}"
+    "{%- if documents -%}{{ raise_exception('this template reads no documents; leave documents out') }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- for field in message if field not in ('role', 'content') and message[field] -%}"
+    "{{ raise_exception('this template reads role and content only; leave ' ~ field ~ ' out of the message') }}"
+    "{%- endfor -%}"
+    "{%- endfor -%}"
+)
+
 COMPACT_TEMPLATE = (
     _CONTENT_MACRO
+    + _NOTHING_ELSE
     + "{%- for message in messages -%}"
     + "{%- if message['role'] == 'assistant' -%}"
     + "{{ '<|assistant|>' }}{% generation %}{{ render(message['content'], '<|image|>', '') }}{{ '<|end|>' }}"
@@ -53,6 +65,7 @@ def default_template(image_token: str, *, eos_token: str, bos_token: str | None 
     """
     return (
         _CONTENT_MACRO
+        + _NOTHING_ELSE
         + (f"{{{{ {_quoted(bos_token)} }}}}" if bos_token else "")
         + "{%- for message in messages -%}"
         + f"{{%- set body = render(message['content'], {_quoted(image_token)}, '\\n') -%}}"

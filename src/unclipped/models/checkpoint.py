@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from unclipped.attention.syntax import parse_pattern
 from unclipped.connectors.build import Connector
-from unclipped.core.errors import CheckpointError, UsageError, first_line
+from unclipped.core.documents import read_json
+from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.core.files import whole_folder
-from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import checkpoint_folder, load_weights, quiet, raise_misfits, read_config
+from unclipped.encoders.folder_check import reading
+from unclipped.encoders.weights import read_safetensors
+from unclipped.models.image_processing import UnclippedImageProcessor
 from unclipped.models.language import raise_loading_misfits
 from unclipped.models.modeling import UnclippedForConditionalGeneration
 from unclipped.models.processing import UnclippedProcessor
@@ -41,18 +45,35 @@ def load_model(
             f"{folder}: holds a '{config.model_type}', not an assembled model; "
             "make one with `unclipped assemble --vision … --text … --output DIR`"
         )
-    try:
-        with quiet():
-            loaded: Any = UnclippedForConditionalGeneration.from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: cannot be read ({first_line(error)}); it may be incomplete: save it again"
-        ) from None
-    model, info = loaded
+    model, info = load_weights(UnclippedForConditionalGeneration, path, config, dtype=dtype)
     raise_loading_misfits(str(folder), info)
-    return model.eval(), _load_processor(path)
+    processor = _load_processor(path)
+    _check_together(path, model, processor)
+    return model.eval(), processor
+
+
+def _check_together(folder: Path, model: UnclippedForConditionalGeneration, processor: UnclippedProcessor) -> None:
+    """Raise CheckpointError when the files of a folder speak of different tokens: answers would be wrong in silence."""
+    remedy = "copy all files of one model"
+    expected, found = model.config.image_token_id, processor.image_token_id
+    if expected != found:
+        raise CheckpointError(
+            f"{folder}: config.json has image_token_id {expected}, the processor's image token "
+            f"'{processor.image_token}' is {found}; {remedy}"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if len(processor.tokenizer) > rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(processor.tokenizer)} tokens, the model {rows}; {remedy}"
+        )
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens"):
+        value: Any = getattr(model.generation_config, name)
+        for token in value if isinstance(value, list) else [] if value is None else [value]:
+            if type(token) is not int or not 0 <= token < rows:
+                raise CheckpointError(
+                    f"{folder / 'generation_config.json'}: {name}: {token!r} is no token of the model, which has "
+                    f"{rows}; {remedy}"
+                )
 
 
 def _load_processor(folder: Path) -> UnclippedProcessor:
@@ -61,11 +82,13 @@ def _load_processor(folder: Path) -> UnclippedProcessor:
     remedy = f"a model folder needs {', '.join(needed)} beside the weights: copy all files, or save it again"
     if absent := [name for name in needed if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder}: no processor, {' and '.join(absent)} missing; {remedy}")
-    try:
-        with quiet():
-            return UnclippedProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: the processor cannot be read ({first_line(error)}); {remedy}") from None
+    with reading(folder, "the processor cannot be read", remedy), quiet():
+        processor = UnclippedProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor.tokenizer("a")  # a damaged tokenizer.json may load, and fail when it is used
+    if not isinstance(processor.image_processor, UnclippedImageProcessor):
+        found = type(processor.image_processor).__name__
+        raise CheckpointError(f"{folder}: expected an UnclippedImageProcessor, found a {found}; {remedy}")
+    return processor
 
 
 def save_model(
@@ -79,6 +102,11 @@ def save_model(
 
     Raises UsageError when `folder` holds something and `overwrite` is false, UnclippedError when it cannot be written.
     """
+    tower = model.model.vision_tower  # its attention and tiles may have been set after it was built
+    given, stated = tower.pattern and tower.pattern.given, model.config.vision_attention
+    if given is None or stated is None or parse_pattern(stated) != given:  # else the text stays as it was written
+        model.config.vision_attention = None if given is None else str(given)
+    model.config.vision_tile = None if tower.tile is None else list(tower.tile)
     with _whole_folder(Path(folder), overwrite) as temporary, quiet():
         model.save_pretrained(temporary)
         if processor is not None:
@@ -104,14 +132,11 @@ def load_connector(model: nn.Module, folder: str | Path) -> None:
     """
     path = Path(folder)
     connector = _connector_of(model)
-    try:
-        stored: dict[str, Any] = json.loads((path / CONNECTOR_CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(path / CONNECTOR_WEIGHTS)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder}: no readable connector ({str(error).splitlines()[0]}); expected {CONNECTOR_CONFIG} and "
-            f"{CONNECTOR_WEIGHTS}"
-        ) from None
+    remedy = f"expected {CONNECTOR_CONFIG} and {CONNECTOR_WEIGHTS} as `save_connector` writes them"
+    if absent := [name for name in (CONNECTOR_CONFIG, CONNECTOR_WEIGHTS) if not (path / name).is_file()]:
+        raise CheckpointError(f"{folder}: no readable connector, {' and '.join(absent)} missing; {remedy}")
+    stored: dict[str, Any] = read_json(path / CONNECTOR_CONFIG, error=CheckpointError, remedy=remedy)
+    tensors = read_safetensors(path / CONNECTOR_WEIGHTS)
     for field, wanted in _describe(connector).items():
         if stored.get(field) != wanted:
             raise CheckpointError(

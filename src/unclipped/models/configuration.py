@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from unclipped.connectors.config import ConnectorConfig, parse_connector
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import CheckpointError, UsageError
 
 
 class UnclippedConfig(PreTrainedConfig):
@@ -60,6 +60,17 @@ class UnclippedConfig(PreTrainedConfig):
                 "text_config": _attention_of(self.text_config),
             }
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As usual. Raises CheckpointError for the fields of another model, which would give one of default size."""
+        found = config_dict.get("model_type")
+        if found != cls.model_type or not config_dict.keys() >= {"vision_config", "text_config"}:
+            raise CheckpointError(
+                f"configuration: expected an assembled model ('{cls.model_type}' with vision_config and text_config), "
+                f"found model_type {found!r}; make one with `unclipped assemble --vision … --text … --output DIR`"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def connector(self) -> ConnectorConfig:

@@ -1,24 +1,25 @@
-"""The language model's side of assembly: strict loading, its tokenizer, an image token, padding, a chat template."""
+"""The language model's side of assembly: strict loading, its tokenizer, an image token, a chat template."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from unclipped.core.documents import read_json
 from unclipped.core.errors import CheckpointError
-from unclipped.encoders.checkpoint import FOLDER_FORM, checkpoint_folder, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import checkpoint_folder, load_weights, quiet, raise_misfits, read_config
+from unclipped.encoders.folder_check import check_folder, reading
 from unclipped.models.chat import default_template, knows_images, with_images
 
 # Image tokens that tokenizers are known to bring; the first that is there is taken, else the last is added.
@@ -50,20 +51,12 @@ def load_language_model(source: str, dtype: torch.dtype | str) -> tuple[Any, Pat
         raise CheckpointError(
             f"{source}: '{config.model_type}' is not a text-only decoder; give a causal language model such as Qwen3"
         )
-    try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        model, info = loaded
-    except ValueError:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CheckpointError(
             f"{source}: transformers has no causal language model of type '{config.model_type}'; "
             "give a decoder such as Qwen3, Llama or Gemma"
-        ) from None
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: weights cannot be read ({reason}); expected {FOLDER_FORM}") from None
+        )
+    model, info = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype)
     raise_loading_misfits(source, info)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise CheckpointError(
@@ -86,22 +79,23 @@ def raise_loading_misfits(where: str, info: dict[str, Any]) -> None:
     )
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a language model's folder. Raises CheckpointError when there is none."""
+def load_tokenizer(source: str | Path, where: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises CheckpointError when there is none, or it wants to run code."""
+    folder = Path(source).expanduser()
+    remedy = "expected tokenizer.json and tokenizer_config.json in a folder, or a hub id when there is a network"
     loader: Any = AutoTokenizer
-    try:
-        stated = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
-        if stated in GENERIC_TOKENIZERS:
+    if folder.is_dir():
+        check_folder(folder)
+        stated = folder / "tokenizer_config.json"
+        if not stated.is_file():  # transformers would make one up from the model's type
+            raise CheckpointError(f"{where or source}: no usable tokenizer ({stated.name} is missing); {remedy}")
+        if read_json(stated, error=CheckpointError).get("tokenizer_class") in GENERIC_TOKENIZERS:
             # For some model types (Qwen2) transformers would put its own class and splitting rules in place of these.
             loader = PreTrainedTokenizerFast
-        with quiet():
-            return cast("PreTrainedTokenizerBase", loader.from_pretrained(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{folder}: no usable tokenizer ({reason}); "
-            "expected tokenizer.json and tokenizer_config.json beside the model"
-        ) from None
+    with reading(where or source, "no usable tokenizer", remedy), quiet():
+        tokenizer: Any = loader.from_pretrained(folder if folder.is_dir() else source, trust_remote_code=False)
+        tokenizer("a")  # a damaged tokenizer.json may load, and fail when it is used
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def prepare_tokenizer(tokenizer: Any, where: str) -> TokenizerNotes:
@@ -138,7 +132,6 @@ def prepare_tokenizer(tokenizer: Any, where: str) -> TokenizerNotes:
                 "remove chat_template from the tokenizer to get the default one"
             )
     tokenizer.chat_template = template
-    tokenizer.padding_side = "left"  # generation continues at the right end; training pads for itself
     return TokenizerNotes(token, added, tokenizer.pad_token, note)
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from unclipped.core.errors import CheckpointError, first_line
+from unclipped.core.errors import CheckpointError
 from unclipped.encoders.build import load_encoder
-from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import checkpoint_folder, load_weights, raise_misfits, read_config
 from unclipped.encoders.vit_mae_init import sine_cosine_table
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoder
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
@@ -61,16 +60,7 @@ def load_autoencoder(source: str | Path) -> MaskedAutoencoder:
 
 def _stored_decoder(folder: Path, config: ViTMAEConfig) -> dict[str, Tensor]:
     """The decoder's tensors under the names that they have in transformers."""
-    try:
-        with quiet():
-            loaded: Any = ViTMAEForPreTraining.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        model, info = loaded
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: weights cannot be read ({first_line(error)}); import or fetch it again"
-        ) from None
+    model, info = load_weights(ViTMAEForPreTraining, folder, config, dtype=torch.float32)
     missing, misshaped = sorted(info["missing_keys"]), [str(entry) for entry in sorted(info["mismatched_keys"])]
     raise_misfits(
         f"{folder} as a masked autoencoder",

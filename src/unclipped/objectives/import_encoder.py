@@ -16,6 +16,7 @@ from unclipped.encoders.checkpoint import quiet, shortened
 from unclipped.encoders.import_config import ImportConfig
 from unclipped.encoders.original_files import OriginalWeights, read_weights
 from unclipped.encoders.original_keys import ImportedEncoder, convert
+from unclipped.encoders.weights import check_values
 from unclipped.images.config import ImageRule
 from unclipped.objectives.dino_heads import DinoHead
 from unclipped.objectives.dino_side import DinoHeads, head_from_original, save_dino_heads, sizes_of
@@ -151,6 +152,7 @@ def _heads(weights: OriginalWeights, encoder: ImportedEncoder, left_out: dict[st
         if isinstance(head, str):
             left_out |= {f"{name}.{tensor}": head for tensor in tensors}
         else:
+            check_values(f"{weights.path}, {name}", tensors)
             made[name] = head
     token = weights.encoder.get("mask_token")
     fits = token is not None and token.numel() == encoder.shape.width

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
-from unclipped.core.errors import CheckpointError, first_line
+from unclipped.core.documents import read_json
+from unclipped.core.errors import CheckpointError
 from unclipped.core.files import whole_folder, write_json
 from unclipped.encoders.checkpoint import quiet, raise_misfits
+from unclipped.encoders.weights import read_safetensors
+from unclipped.models.language import load_tokenizer
 
 _TRUNK = "trunk."
 
@@ -45,10 +44,7 @@ def read_side(
     Raises CheckpointError when there is none, or when it cannot be read.
     """
     parsed, tensors = read_side_files(side, parse, what=what, objectives=objectives)
-    try:
-        return parsed, tensors, AutoTokenizer.from_pretrained(side)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
+    return parsed, tensors, load_tokenizer(side)
 
 
 def read_side_files(
@@ -65,15 +61,13 @@ def read_side_files(
             f"{side.parent}: no {side.name}/{path.name} in this folder; expected what `unclipped pretrain` writes with "
             f"objective {objectives}"
         )
+    fields = read_json(path, error=CheckpointError, remedy="save it again")
     try:
-        parsed = parse(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        parsed = parse(fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a ValidationError is a ValueError
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not the description of {what} ({reason}); save it again") from None
-    try:
-        return parsed, load_file(side / f"{side.name}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{side}: cannot be read ({first_line(error)}); save it again") from None
+    return parsed, read_safetensors(side / f"{side.name}.safetensors")
 
 
 def fill_side(model: nn.Module, tensors: dict[str, Tensor], side: Path) -> None:

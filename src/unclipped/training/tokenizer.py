@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from unclipped.core.errors import CheckpointError, UsageError, first_line
+from unclipped.core.errors import UsageError
 from unclipped.models.chat import COMPACT_IMAGE_TOKEN, COMPACT_SPECIAL_TOKENS, COMPACT_TEMPLATE, COMPACT_TOKEN_NAMES
+from unclipped.models.language import load_tokenizer
 from unclipped.training.config import TokenizerConfig
 
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
@@ -24,13 +25,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Any:
     tokenizer at `source`.
     """
     if config.source is not None:
-        try:
-            return AutoTokenizer.from_pretrained(config.source)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"tokenizer.source {config.source}: no tokenizer can be read there ({first_line(error)}); give a "
-                "folder with tokenizer.json and tokenizer_config.json, or a hub id when there is a network"
-            ) from None
+        return load_tokenizer(config.source, f"tokenizer.source {config.source}")
     backend = _bpe(config, texts) if config.kind == "bpe" else _characters(config, texts)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -48,11 +48,11 @@ ROWS: dict[str, Row] = {
     "device unknown": Row(chat(lambda p: p.image("a.png"), "--device", "tpu"), 2, ("'tpu'", "cpu")),
     "device not there": Row(chat(lambda p: p.image("a.png"), "--device", "cuda:99"), 2, ("cuda:99", "not available")),
     "hub id without network, chat": Row(lambda p: ["chat", HUB, p.image("a.png"), *ASK], 1, (HUB, "without", FOLDER)),
-    "model weights cut": Row(lambda p: ["chat", cut_weights(p, "vlm"), *ASK], 1, ("cut: cannot be read", "again")),
+    "model weights cut": Row(lambda p: ["chat", cut_weights(p, "vlm"), *ASK], 1, ("cut: weights cannot", "again")),
     "configuration cut": Row(
         lambda p: ["chat", p.file_of("vlm", "config.json", b'{"model_ty'), *ASK],
         1,
-        ("config.json", "cannot be read", "again"),
+        ("config.json", "not valid JSON", "again"),
     ),
     "configuration of an unknown kind": Row(
         lambda p: ["chat", p.file_of("vlm", "config.json", b'{"model_type": "xyz"}'), *ASK], 1, ("config.json", "xyz")
