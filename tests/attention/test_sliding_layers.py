@@ -13,6 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from attention.cases import may_see, naive_mask
 from support.tiny_models import tiny_lm
 from unclipped.attention.layout import Layout
+from unclipped.attention.mass import block_mass, kept_mass
+from unclipped.attention.observe import observed
+from unclipped.attention.plan import build_plan
 from unclipped.attention.prefill import sparse_prefill
 from unclipped.attention.syntax import parse_pattern
 from unclipped.core.errors import UsageError
@@ -211,3 +214,24 @@ def test_a_given_mask_of_four_axes_is_refused_under_never() -> None:
             model(input_ids=ids, attention_mask=mask)
         with sparse_prefill(model, "full", **BLOCKS):
             assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
+
+
+def test_measures_of_sliding_layers_know_the_window() -> None:
+    """What a full pattern keeps there is all attention, at the density that its prefill records."""
+    model, ids = sliding_model(), ids_of(90)
+    found: dict[int, tuple[float, float]] = {}
+
+    def on_layer(layer: int, layout: Layout, query: Tensor, key: Tensor, scale: float) -> None:
+        plan = build_plan(parse_pattern("full"), layout, **BLOCKS, query=query, key=key, scale=scale)
+        mass = block_mass(query, key, layout, scale=scale, **BLOCKS)
+        kept = kept_mass(mass, plan, len(key))
+        found[layer] = (float(kept.pattern.sum(axis=1).mean()), float(kept.density.mean()))
+
+    with observed(model, on_layer) as state, torch.no_grad():
+        model(input_ids=ids)
+        assert state.own_masks == []
+    with sparse_prefill(model, "full", fallback="never", **BLOCKS) as sparse, torch.no_grad():
+        model(input_ids=ids)
+        recorded = [record.density for record in sparse.report()]
+    assert found[0] == pytest.approx((1.0, recorded[0]), abs=1e-6)
+    assert found[1] == pytest.approx((1.0, 1.0), abs=1e-6)
