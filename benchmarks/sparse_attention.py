@@ -5,7 +5,9 @@ median of the ratios of times with the smallest and largest, the density of the 
 and the efficiency, speed-up × density, which is 1 where skipping costs nothing. Choosing blocks and building the plan
 are timed apart. Memory is measured when all times are taken (Linux): the growth of the process's resident memory at its
 peak, beyond the inputs and the output, also with the output, and that of choosing and planning. With --pattern and
-several lengths the growth of time and memory from the first to the last is printed at the end.
+several lengths the growth of time and memory from the first to the last is printed at the end. With --layer-window
+both sides run a layer with a sliding window: the plan inside it, and dense attention behind its mask, which is built
+beforehand.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from unclipped.evaluation.sparse.memory import peak_bytes
 EXAMPLES = """examples:
   python benchmarks/sparse_attention.py --dtype fp32 --length 8192 --threads 2
   python benchmarks/sparse_attention.py --pattern "topk(8)" --pattern "sink(128) + window(1024)" --length 8192 32768
+  python benchmarks/sparse_attention.py --pattern full --length 8192 --layer-window 1024
   python benchmarks/sparse_attention.py --pattern "topk(3)" --length 8192 32768 --sparse-only --clock cpu --threads 1
 """
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -56,6 +59,10 @@ class Case:
             for count in counts
         )
         self.layout = Layout.from_token_types([1] * length, [(1, length // 64, 64)])
+        self.mask: Tensor | None = None
+        if arguments.layer_window:
+            self.layout = self.layout.with_sight("causal", arguments.layer_window)
+            self.mask = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - arguments.layer_window)
         self.pattern, self.scale = parse_pattern(text), arguments.width**-0.5
         self.blocks = {"key_block": arguments.key_block, "query_block": arguments.query_block}
 
@@ -67,8 +74,9 @@ class Case:
 
     def dense(self) -> Tensor:
         return F.scaled_dot_product_attention(
-            self.query, self.key, self.value, is_causal=True, scale=self.scale, enable_gqa=True
-        )
+            self.query, self.key, self.value, attn_mask=self.mask, is_causal=self.mask is None, scale=self.scale,
+            enable_gqa=True,
+        )  # fmt: skip
 
 
 def return_freed_memory() -> None:
@@ -145,6 +153,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="of a head")
     parser.add_argument("--key-block", type=int, default=128)
     parser.add_argument("--query-block", type=int, default=256)
+    parser.add_argument("--layer-window", type=int, default=0, help="sliding window of the layer, in tokens; 0: none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sparse-only", action="store_true", help="leave dense attention out: growth of long rows")

@@ -32,7 +32,7 @@ DYNAMIC = (
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """Text and images of random grids in a random order, under each rule for later tokens."""
+    """Text and images of random grids in a random order, under each rule for later tokens, with windows or without."""
     types: list[int] = []
     grids: list[tuple[int, int, int]] = []
     for _ in range(draw(st.integers(1, 4))):
@@ -42,7 +42,9 @@ def layouts(draw: st.DrawFn) -> Layout:
             grid = (draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 6)))
             grids.append(grid)
             types += [1] * int(np.prod(grid))
-    return Layout.from_token_types(types, grids, sight=draw(st.sampled_from(["causal", "images", "all"])))
+    sight = draw(st.sampled_from(["causal", "images", "all"]))
+    window = draw(st.sampled_from([0, 0, 1, 3, 9, 20])) if sight != "all" else 0
+    return Layout.from_token_types(types, grids).with_sight(sight, window)
 
 
 def naive_mask(pattern: Pattern, layout: Layout, key_block: int, query_block: int) -> np.ndarray:
@@ -70,7 +72,7 @@ def may_see(layout: Layout) -> np.ndarray:
     if layout.sight == "images":
         image = layout.image
         sight = sight | ((image[:, None] == image[None, :]) & (image[:, None] >= 0))
-    return sight
+    return np.triu(sight, 1 - layout.window) if layout.window else sight
 
 
 def attention64(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray, scale: float) -> np.ndarray:

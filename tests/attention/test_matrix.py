@@ -40,11 +40,13 @@ TWO_IMAGES = [0] * 3 + [1] * 40 + [0] * 4 + [1] * 24 + [0] * 6
 
 @dataclass(frozen=True)
 class Situation:
-    """A batch: rows with their layouts, padded on the left; queries from `offset` on; keys with `spare` places."""
+    """A batch: rows with their layouts, padded on the left; queries from `offset` on; keys with `spare` places, without
+    the `dropped` first ones."""
 
     layouts: tuple[Layout, ...]
     offset: int = 0
     spare: int = 0
+    dropped: int = 0
 
     @property
     def length(self) -> int:
@@ -61,8 +63,13 @@ SITUATIONS = {
     "static cache": Situation((IMAGES_ROW, TEXT_ROW), spare=29),
     "two-way images": Situation((IMAGE_ROW.with_sight("images"), IMAGES_ROW.with_sight("images"))),
     "chunk of two-way images, static cache": Situation((IMAGES_ROW.with_sight("images"),), offset=22, spare=7),
+    "sliding window, padded": Situation(tuple(row.with_sight("causal", 19) for row in (IMAGE_ROW, IMAGES_ROW))),
+    "sliding window, two-way images": Situation((IMAGES_ROW.with_sight("images", 30),)),
+    "sliding window, chunk, keys dropped": Situation((IMAGE_ROW.with_sight("causal", 21),), offset=45, dropped=25),
 }
-TRAINED = ("ragged", "padded, several images, text alone", "chunk", "two-way images")
+TRAINED = (
+    "ragged", "padded, several images, text alone", "chunk", "two-way images", "sliding window, two-way images",
+)  # fmt: skip
 
 
 class Config:
@@ -71,7 +78,7 @@ class Config:
 
 def states_of(case: Situation, heads: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    batch, keys = len(case.layouts), case.length + case.spare
+    batch, keys = len(case.layouts), case.length + case.spare - case.dropped
     shapes = ((batch, heads[0], case.length - case.offset, WIDTH), (batch, heads[1], keys, WIDTH))
     return [torch.randn(shapes[min(i, 1)], generator=generator).to(dtype) for i in range(3)]
 
@@ -82,25 +89,31 @@ def run(case: Situation, text: str, backend: str, query: Tensor, key: Tensor, va
     state = SparseState(parse_pattern(text), "never", **BLOCKS, backend=backend)
     enter_state(config, state)
     try:
+        window = case.layouts[0].window
         causal = tuple(layout.with_sight("causal") for layout in case.layouts)
         state.set_prompt(Prompt(causal, "generation"))
-        padding = torch.zeros(len(case.layouts), key.shape[2], dtype=torch.bool)
+        padding = torch.zeros(len(case.layouts), key.shape[2] + case.dropped, dtype=torch.bool)
         image = torch.full(padding.shape, -1)
         for row, layout in enumerate(case.layouts):
             real = slice(case.length - layout.length, case.length)
             padding[row, real] = True
             image[row, real] = torch.from_numpy(layout.image.copy()).long()
 
-        def two_way(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            own, other = image[batch, query], image[batch, key]
-            return causal_mask_function(batch, head, query, key) | ((own == other) & (own >= 0))  # type: ignore[arg-type]
+        def own_mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            seen = causal_mask_function(batch, head, query, key)  # type: ignore[arg-type]
+            if case.layouts[0].sight == "images":
+                own, other = image[batch, query], image[batch, key]
+                seen = seen | ((own == other) & (own >= 0))
+            return seen & (key > query - window) if window else seen
 
+        is_causal = case.layouts[0].sight == "causal" and not window
         mask = sparse_mask(
             batch_size=len(case.layouts),
             q_length=query.shape[2],
             kv_length=key.shape[2],
             q_offset=case.offset,
-            mask_function=two_way if case.layouts[0].sight == "images" else causal_mask_function,
+            kv_offset=case.dropped,
+            mask_function=causal_mask_function if is_causal else own_mask,
             attention_mask=padding,
             config=config,
             device=query.device,
@@ -123,7 +136,8 @@ def oracle(case: Situation, text: str, query: Tensor, key: Tensor, value: Tensor
     for row, layout in enumerate(case.layouts):
         start = case.length - layout.length
         first = max(0, case.offset - start)
-        keys, values = (s[row, :, start : case.length] for s in (key, value))
+        dropped = (F.pad(s[row], (0, 0, case.dropped, 0)) for s in (key, value))
+        keys, values = (s[:, start : case.length] for s in dropped)
         own = query[row, :, start + first - case.offset :]
         if pattern.is_dynamic:
             plan = build_plan(

@@ -104,11 +104,12 @@ def test_antidiagonals_are_summed_inside_blocks(case: Case, stride: int) -> None
     for fold in range(case.offset // stride, (case.stop + filled) // stride):
         own = slice(fold * stride, (fold + 1) * stride)
         last = case.stop - 1 if own.stop > case.stop else int(reach[own].max())
+        first = int(case.layout.begin[own.start]) // stride
         for head in range(HEADS):
             reversed_query = query[head, own][::-1]
-            others = key[head // group, : (last // stride + 1) * stride].reshape(-1, stride, WIDTH)
+            others = key[head // group, first * stride : (last // stride + 1) * stride].reshape(-1, stride, WIDTH)
             sums = np.einsum("id,fid->f", reversed_query, others)
-            for other, weight in enumerate(softmax(sums * SCALE / stride)):
+            for other, weight in enumerate(softmax(sums * SCALE / stride), start=first):
                 expected[head // group, own.start // rows.size - rows.begin, other * stride // keys.size] += weight
     expected /= np.maximum(expected.sum(axis=-1, keepdims=True), 1e-20)
     np.testing.assert_allclose(case.scores.antidiagonal(stride).numpy(), expected, atol=2e-5)

@@ -96,6 +96,17 @@ def test_patterns_and_heads(text: str, heads: tuple[int, int]) -> None:
 
 
 @runs
+@pytest.mark.parametrize(("sight", "window", "offset"), [("causal", 21, 0), ("images", 30, 0), ("causal", 11, 39)])
+def test_sliding_windows(sight: str, window: int, offset: int) -> None:
+    """The border of the window is exact inside its blocks, forward and backward."""
+    layout = LAYOUT.with_sight(sight, window)  # type: ignore[arg-type]
+    leaves = states((4, 2), layout.length, 16, torch.float32)
+    leaves[0] = leaves[0][:, :, offset:]
+    for text in ("full", "sink(3) + window(9)"):
+        check(leaves, build_plan(parse_pattern(text), layout, **BLOCKS, offset=offset), SCALE)
+
+
+@runs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_half_precision(dtype: torch.dtype) -> None:
     leaves = states((4, 2), LAYOUT.length, 16, dtype)
@@ -212,11 +223,14 @@ def test_a_later_token_changes_nothing_and_runs_repeat() -> None:
 def test_tables_say_what_the_plan_says() -> None:
     """Lists, those behind the mask, and both transposed, against the plan's own element mask."""
     pattern = parse_pattern("per_head(window(9) | global_text + sink)")
-    for sight, offset in (("causal", 0), ("images", 0), ("causal", 39), ("all", 0)):
-        layout = LAYOUT.with_sight(sight)  # type: ignore[arg-type]
+    for sight, offset, window in (
+        ("causal", 0, 0), ("images", 0, 0), ("causal", 39, 0), ("all", 0, 0), ("causal", 39, 21), ("images", 0, 30),
+    ):  # fmt: skip
+        layout = LAYOUT.with_sight(sight, window)  # type: ignore[arg-type]
         plan = build_plan(pattern, layout, **BLOCKS, key_heads=2, offset=offset)
         tables = PlanTables(plan, torch.device("cpu"))
-        seen = torch.arange(layout.length)[None] <= plan.reach[:, None]
+        keys = torch.arange(layout.length)[None]
+        seen = (keys >= plan.begin[:, None]) & (keys <= plan.reach[:, None])
         size, before = plan.query_block, plan.offset - plan.first_block * plan.query_block
         masks = []
         for by_key, pair in ((False, (tables.whole, tables.masked)), (True, tables.by_key)):

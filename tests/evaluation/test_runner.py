@@ -259,12 +259,15 @@ def test_unreadable_answers_are_counted_and_told(tmp_path: Path) -> None:
         bootstrap_samples=100,
     )
     out = io.StringIO()
-    answers = {"c-0": "A", "c-1": "b", "c-2": "neither", "c-3": ""}
+    answers = {"c-0": "A", "c-1": "<think>A cat?</think>b", "c-2": "neither", "c-3": ""}
     result = evaluate_model(
         Scripted(lambda sample: answers[sample.id]), config, tmp_path / "out", console=Console(file=out, width=120)
     )
     assert result.model["c"].num_unparsed == 2
-    assert "2 of 4 answers could not be read" in out.getvalue()
+    assert "2 of 4 answers could not be read and count as wrong (50.0%)" in out.getvalue()
+    assert "1 of 4 answers held thinking, which is not scored" in out.getvalue()
+    kept = json.loads((tmp_path / "out" / "predictions" / "c" / "result.json").read_text())
+    assert (kept["unparsed_share"], kept["num_with_thinking"]) == (0.5, 1)
 
 
 def test_a_real_model_end_to_end(data: Path, tmp_path: Path) -> None:

@@ -112,8 +112,11 @@ def block_mask(plan: BlockPlan, group: int, shape: tuple[int, int], before: int,
             chosen = chosen.repeat_interleave(group, dim=0)
         order = chosen.int().argsort(dim=-1, descending=True, stable=True).int()  # chosen blocks first, ascending
         arguments += [chosen.sum(dim=-1).int()[None], order[None]]
-    reach = F.pad(plan.reach, (before, shape[0] - before - len(plan.reach)))  # (queries,)
+    begin, reach = (
+        F.pad(bound, (before, shape[0] - before - len(bound))) for bound in (plan.begin, plan.reach)
+    )  # (queries,)
     is_causal = plan.offset == 0 and bool(plan.is_diagonal.all())
+    is_cut = bool(plan.begin.any())
 
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query >= key
@@ -121,10 +124,13 @@ def block_mask(plan: BlockPlan, group: int, shape: tuple[int, int], before: int,
     def reached(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key <= reach[query]
 
+    def between(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= reach[query]) & (key >= begin[query])
+
     return BlockMask.from_kv_blocks(
         *arguments,
         BLOCK_SIZE=(plan.query_block, plan.key_block),
-        mask_mod=causal if is_causal else reached,
+        mask_mod=causal if is_causal else between if is_cut else reached,
         seq_lengths=shape,
         compute_q_blocks=needs_gradient,
     )

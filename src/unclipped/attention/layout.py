@@ -42,8 +42,15 @@ class Layout:
     """Which later tokens a token may see: none; those of its own image (models trained so); all (encoders)."""
     is_cut: bool = False
     """Whether the row goes on behind, so that its last image may hold fewer tokens than its grid."""
+    window: int = 0
+    """Sliding window of the layer: a token sees no key that lies `window` or more tokens before it; 0 is no window."""
 
     def __post_init__(self) -> None:
+        if self.window < 0 or (self.window and self.sight == "all"):
+            raise UsageError(
+                f"layout: a window of {self.window} tokens does not go with sight '{self.sight}'; windows are at least "
+                "1 and belong to the sights causal and images"
+            )
         if self.sight not in get_args(Sight):
             raise UsageError(f"layout: sight must be one of {', '.join(get_args(Sight))}, found '{self.sight}'")
         position = 0
@@ -100,9 +107,14 @@ class Layout:
         ends = self._fill([segment.start + segment.length - 1 for segment in self.segments])
         return np.where(self.is_visual, ends, position)
 
-    def with_sight(self, sight: Sight) -> Layout:
-        """The same tokens with another rule for later ones."""
-        return replace(self, sight=sight)
+    @cached_property
+    def begin(self) -> IntArray:
+        """The first token that each token may see, int64 (N,), never decreasing; it may see all up to its reach."""
+        return window_begin(np.arange(self.length), self.window)
+
+    def with_sight(self, sight: Sight, window: int = 0) -> Layout:
+        """The same tokens with another rule for later ones and another window."""
+        return replace(self, sight=sight, window=window)
 
     def _fill(self, values: Sequence[int]) -> IntArray:
         return np.repeat(np.asarray(values, dtype=np.int32), [segment.length for segment in self.segments])
@@ -165,3 +177,8 @@ class Layout:
         """Of an encoder: `prefix` class and register tokens, as text, then rows × columns patches; all see all."""
         types = [0] * prefix + [1] * math.prod(grid)
         return cls.from_token_types(types, [(1, *grid)], sight="all")
+
+
+def window_begin(positions: IntArray, window: int) -> IntArray:
+    """The first position that a sliding window of `window` tokens lets each position see; 0 is no window."""
+    return np.maximum(positions - window + 1, 0) if window else np.zeros_like(positions)

@@ -29,6 +29,8 @@ class BlockMass:
     visible: np.ndarray
     """Pairs of tokens that a query may see, int64 (query blocks, key blocks)."""
     queries: int
+    dense_pairs: int
+    """Pairs that dense attention forms without a sliding window: what densities are shares of, as those of plans."""
 
     @property
     def by_pair(self) -> np.ndarray:
@@ -46,8 +48,8 @@ class BlockMass:
         return np.einsum("hqkp,hqk->hp", self.values, spread.astype(np.float32)) / self.queries
 
     def density(self, chosen: np.ndarray) -> np.ndarray:
-        """Chosen pairs over visible ones for each key head (or 1), (Hkv,)."""
-        return (chosen * self.visible).sum(axis=(1, 2)) / self.visible.sum()
+        """Chosen pairs over those of dense attention for each key head (or 1), (Hkv,)."""
+        return (chosen * self.visible).sum(axis=(1, 2)) / self.dense_pairs
 
 
 @torch.no_grad()
@@ -58,7 +60,7 @@ def block_mass(
     heads, length, _ = query.shape
     key_heads = key.shape[0]
     rows, columns = Blocks(layout, query_block), Blocks(layout, key_block)
-    reach = torch.from_numpy(layout.reach).to(query.device)  # (N,)
+    begin, reach = (torch.from_numpy(bound).to(query.device) for bound in (layout.begin, layout.reach))  # (N,) each
     visual = torch.from_numpy(layout.is_visual).to(query.device)
     exact = torch.promote_types(query.dtype, torch.float32)
     kinds = torch.stack([~visual, visual]).to(exact)  # (2, N): text, image
@@ -70,7 +72,7 @@ def block_mass(
     group = heads // key_heads
     for block in range(rows.count):
         span = slice(int(rows.first[block]), int(rows.last[block]) + 1)
-        hidden = positions[None, :] > reach[span][:, None]  # (queries, N)
+        hidden = (positions > reach[span][:, None]) | (positions < begin[span][:, None])  # (queries, N)
         seen = torch.nn.functional.pad(~hidden, (0, padding)).sum(dim=0).unflatten(0, (columns.count, key_block))
         visible[block] = seen.sum(dim=1).cpu().numpy()
         for head in range(key_heads):
@@ -80,7 +82,7 @@ def block_mass(
             spread = torch.nn.functional.pad(by_kind, (0, padding)).unflatten(2, (columns.count, key_block))
             summed = torch.einsum("gqbk,cbk->gbqc", spread, key_kinds)  # (G, nbk, 2, 2)
             values[head * group : (head + 1) * group, block] = summed.flatten(2).cpu().numpy()
-    return BlockMass(values, visible, length)
+    return BlockMass(values, visible, length, int((layout.reach + 1).sum()))
 
 
 def attended_blocks(plan: BlockPlan) -> np.ndarray:
@@ -105,7 +107,7 @@ class Kept:
     """What one pattern keeps of a layer's attention in one row, beside both rulers at equal density."""
 
     density: np.ndarray
-    """Attended over visible pairs, (Hkv,)."""
+    """Attended pairs over those of dense attention, (Hkv,)."""
     pattern: np.ndarray
     """Share of all attention kept in each modality pair, (H, 4)."""
     oracle: np.ndarray

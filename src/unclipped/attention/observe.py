@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Full
 from unclipped.attention.prefill import SparsePrefill
-from unclipped.attention.state import PrefillRows, SparseState
+from unclipped.attention.state import OWN_MASK, PrefillRows, SparseState
 from unclipped.core.errors import UsageError
 
 OnLayer = Callable[[int, Layout, Tensor, Tensor, float], None]
@@ -38,9 +38,10 @@ class _Observing(SparseState):
         layer: int,
         scale: float,
         dropout: float,
+        kind: str | None = None,
     ) -> Tensor | None:
         if prefill.reason is not None:
-            if prefill.refusable:
+            if prefill.refusable and prefill.reason != OWN_MASK:
                 raise UsageError(f"measuring attention, layer {layer}: {prefill.reason}")
             self.own_masks.append(layer)
         for row, own, keys in zip(prefill.rows, query, key, strict=False):

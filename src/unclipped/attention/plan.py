@@ -22,11 +22,11 @@ _ROWS_AT_ONCE = 128
 class BlockPlan:
     """Attention by blocks of queries [offset, length) to keys [0, length); blocks are counted from token 0.
 
-    A query may see the keys up to its `reach`: itself, where attention is causal, or the end of its image. A query
-    block of `query_block` tokens attends whole to the key blocks (of `key_block` tokens) of its list, all of which all
-    its queries may see. Its own span it attends to always: on a causal diagonal, or, where `is_diagonal` is false, by
-    blocks that stand in the list or among `partial` ones, which are attended to behind the mask `key ≤ reach`. No row
-    is ever empty, because each sees itself.
+    A query may see the keys from its `begin`, which is 0 but in layers with a sliding window, up to its `reach`:
+    itself, where attention is causal, or the end of its image. A query block of `query_block` tokens attends whole to
+    the key blocks (of `key_block` tokens) of its list, all of which all its queries may see. Its own span it attends to
+    always: on a causal diagonal, or, where `is_diagonal` is false, by blocks that stand in the list or among `partial`
+    ones, which are attended to behind the mask `begin ≤ key ≤ reach`. No row is ever empty, because each sees itself.
     """
 
     length: int
@@ -43,6 +43,8 @@ class BlockPlan:
     """Whether a query block's own span is plainly causal, bool (query blocks,)."""
     reach: Tensor
     """Last key that each query may see, int64 (length - offset,)."""
+    begin: Tensor
+    """First key that each query may see, int64 (length - offset,)."""
     offset: int = 0
 
     @property
@@ -63,8 +65,9 @@ class BlockPlan:
 
     @cached_property
     def density(self) -> float:
-        """Attended pairs over those of dense attention, mean over heads."""
-        reach = self.reach.cpu().numpy()
+        """Attended pairs over those of dense attention, mean over heads. Dense attention of a layer with a window
+        counts as that without one: its mask leaves keys out after their scores are formed."""
+        reach, begin = self.reach.cpu().numpy(), self.begin.cpu().numpy()
         diagonal = self.is_diagonal.cpu().numpy()
         own = float((self.sizes * (self.sizes + 1) // 2)[diagonal].sum())
         listed = float((self.counts.double().mean(dim=0).cpu().numpy() * self.sizes).sum()) * self.key_block
@@ -74,15 +77,16 @@ class BlockPlan:
         for start, size, block in zip(
             starts, self.sizes[rows], self.partial.cpu().numpy()[heads, rows, places], strict=True
         ):
-            seen = reach[start : start + size] + 1 - block * self.key_block
-            masked += int(np.clip(seen, 0, min(self.key_block, self.length - block * self.key_block)).sum())
+            first, span = block * self.key_block, slice(start, start + size)
+            stop = np.minimum(reach[span] + 1, first + self.key_block)
+            masked += int(np.maximum(stop - np.maximum(begin[span], first), 0).sum())
         return (own + listed + masked / self.partial.shape[0]) / float((reach + 1).sum())
 
     def element_mask(self) -> Tensor:
         """What the plan attends to, token by token: bool (heads, queries, keys). For tests: it is quadratic."""
         query, key = torch.arange(self.offset, self.length), torch.arange(self.length)
         rows = query // self.query_block - self.first_block
-        seen = key[None, :] <= self.reach.cpu()[:, None]
+        seen = (key[None, :] <= self.reach.cpu()[:, None]) & (key[None, :] >= self.begin.cpu()[:, None])
         own = seen & (query[:, None] // self.query_block == key[None, :] // self.query_block)
         blocks = -(-self.length // self.key_block) + 1
         parts = []
@@ -146,7 +150,7 @@ def build_plan(
 
 @dataclass(frozen=True)
 class _BlockSight:
-    """What the rule for later tokens lets query blocks see of key blocks, bool (query blocks, key blocks).
+    """What the layout's sight and window let query blocks see of key blocks, bool (query blocks, key blocks).
 
     own: blocks of the query block's own span, which are in neither of the others. whole: each query may see each key.
     partial: some query may see some key.
@@ -162,6 +166,26 @@ class _BlockSight:
 
 
 def _sight(rows: Blocks, columns: Blocks, offset: int, stop: int) -> _BlockSight:
+    sight = _sight_of_later(rows, columns, offset, stop)
+    if not rows.layout.window:
+        return sight
+    begin = rows.layout.begin  # never decreasing
+    inside = columns.first[None, :] >= begin[rows.last][:, None]  # each query sees the block's first key
+    touched = columns.last[None, :] >= begin[np.maximum(rows.first, offset)][:, None]  # some query sees its last key
+    partial = touched & (sight.partial | (sight.whole & ~inside))
+    is_own_inside = begin[rows.last] <= rows.first  # (query blocks,)
+    return _BlockSight(
+        sight.own,
+        sight.whole & inside,
+        partial,
+        # What stands behind the mask needs the own span there too, else a row of that part could be empty.
+        sight.is_diagonal & is_own_inside & ~partial.any(axis=1),
+        sight.own_is_whole & is_own_inside,
+    )
+
+
+def _sight_of_later(rows: Blocks, columns: Blocks, offset: int, stop: int) -> _BlockSight:
+    """What the rule for later tokens alone lets them see."""
     layout = rows.layout
     own = rows.first[:, None] // rows.size == columns.first[None, :] // rows.size
     earlier = columns.last[None, :] < rows.first[:, None]
@@ -203,7 +227,7 @@ def _assemble(
     lists_own = ~sight.is_diagonal & ~masks_own
     whole = (touched & sight.whole) | (sight.own & lists_own[..., None])
     partial = partial | (sight.own & masks_own[..., None])
-    reach = np.minimum(rows.layout.reach[offset:stop], stop - 1)
+    reach, begin = np.minimum(rows.layout.reach[offset:stop], stop - 1), rows.layout.begin[offset:stop]
     lists, counts = _listed(whole)
     partial_lists, partial_counts = _listed(partial)
     return BlockPlan(
@@ -212,7 +236,7 @@ def _assemble(
         columns.size,
         *(
             torch.from_numpy(values).to(device)
-            for values in (lists, counts, partial_lists, partial_counts, sight.is_diagonal, reach)
+            for values in (lists, counts, partial_lists, partial_counts, sight.is_diagonal, reach, begin)
         ),
         offset=offset,
     )

@@ -214,12 +214,12 @@ def sparse_prefill(
     pattern: one for all layers, or a sequence of one a layer (the same as `per_layer`); text is read by the pattern
     syntax, and a path that ends in .yaml is a pattern file. fallback: `auto` runs dense, and says why in
     `model.sparse_report()`, where sparse attention would not pay (short prompts, dense plans); `never` runs the pattern
-    at any length and raises where it cannot. Decode steps, and layers with a mask of their own (sliding windows), are
-    always as in the model. key_block, query_block, backend: see `build_plan` and `sparse_attention`; blocks are those
-    of the pattern file, or 128 and 256, unless given. layouts: of each row of every batch to come, without padding; by
-    default they are read off the input ids and image grids of each call. calibration: the rule of `auto`, measured on a
-    CPU once and kept in the user's cache, or fixed at 4,096 tokens and a density of 0.5, which gradients and other
-    devices always take.
+    at any length and raises where it cannot. Decode steps are always as in the model. A layer with a sliding window of
+    its own runs the keys that window and pattern both allow. key_block, query_block, backend: see `build_plan` and
+    `sparse_attention`; blocks are those of the pattern file, or 128 and 256, unless given. layouts: of each row of
+    every batch to come, without padding; by default they are read off the input ids and image grids of each call.
+    calibration: the rule of `auto`, measured on a CPU once and kept in the user's cache, or fixed at 4,096 tokens and a
+    density of 0.5, which gradients and other devices always take.
 
     Raises UsageError for a bad pattern, a model whose attention cannot be replaced, or one that is under sparse
     prefill already.

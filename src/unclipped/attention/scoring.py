@@ -43,6 +43,7 @@ class BlockScores:
         self.candidates = torch.from_numpy(candidates).to(query.device)  # (nbq, nbk)
         reach = np.minimum(query_blocks.layout.reach, key.shape[1] - 1)
         self.reach = torch.from_numpy(reach).to(query.device)  # (tokens of the row,): last key that each may see
+        self.begin = torch.from_numpy(query_blocks.layout.begin).to(query.device)  # (tokens of the row,): the first
         self.lacking = offset - int(query_blocks.first[0])
         """Tokens of the first query block that stand before the first query."""
 
@@ -69,23 +70,30 @@ class BlockScores:
         key = F.pad(self.key, (0, 0, 0, padding))
         folded_query = query.unflatten(1, (-1, stride)).flip(2).flatten(2)  # (H, query folds, stride·d)
         folded_key = key.unflatten(1, (-1, stride)).flatten(2)  # (Hkv, folds, stride·d)
-        begin = int(self.query_blocks.first[0]) // stride
+        first = int(self.query_blocks.first[0]) // stride
+        own_folds = slice(first, first + folded_query.shape[1])
         reach = F.pad(self.reach[:length], (0, padding), value=length - 1).unflatten(0, (-1, stride)).amax(dim=1)
-        reach = reach[begin : begin + folded_query.shape[1]] // stride  # (query folds,): last fold that each may see
+        reach = reach[own_folds] // stride  # (query folds,): last fold that each may see
+        begin = self.begin[:length:stride][own_folds] // stride  # (query folds,): the first
         folds = torch.arange(folded_key.shape[1], device=query.device)
+        folds_of_block = self.key_blocks.size // stride
         portion = max(1, _FOLDED_BYTES // (4 * self.group * folded_key.shape[1]))
         result = []
         for head in range(key.shape[0]):
             own = folded_query[head * self.group : (head + 1) * self.group]  # (G, query folds, stride·d)
             masses = []
-            for part, seen in zip(own.split(portion, dim=1), reach.split(portion), strict=True):
-                near = folds[: int(seen.max()) + 1]  # what no query of the portion sees is not computed
-                scores = (
-                    (part @ folded_key[head, : len(near)].T).float().mul_(self.scale / stride)
-                )  # (G, portion, near)
-                mass = scores.masked_fill_(near[None, :] > seen[:, None], float("-inf")).softmax(dim=-1).sum(dim=0)
-                mass = block_sums(mass, self.key_blocks.size // stride)  # (portion, near blocks)
-                masses.append(F.pad(mass, (0, self.key_blocks.count - mass.shape[1])))  # (portion, nbk)
+            for part, seen, since in zip(
+                own.split(portion, dim=1), reach.split(portion), begin.split(portion), strict=True
+            ):
+                # What no query of the portion sees is not computed.
+                skipped = int(since.min()) // folds_of_block  # blocks
+                span = slice(skipped * folds_of_block, int(seen.max()) + 1)
+                near = folds[span]
+                scores = (part @ folded_key[head, span].T).float().mul_(self.scale / stride)  # (G, portion, near)
+                hidden = (near[None, :] > seen[:, None]) | (near[None, :] < since[:, None])
+                mass = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1).sum(dim=0)
+                mass = block_sums(mass, folds_of_block)  # (portion, near blocks)
+                masses.append(F.pad(mass, (skipped, self.key_blocks.count - skipped - mass.shape[1])))  # (portion, nbk)
             mass = torch.cat(masses)  # (query folds, nbk)
             mass[: self.lacking // stride] = 0.0
             result.append(block_sums(mass.T, self.query_blocks.size // stride).T)  # (nbq, nbk)
@@ -102,13 +110,13 @@ class BlockScores:
             query = self.query[:, positions - self.offset].unflatten(0, (heads, self.group))  # (Hkv, G, P, d)
             near = min(length, int(self.reach[positions].max()) + 1)  # what no probe sees is not computed
             places = torch.arange(near, device=positions.device)
-            future = places > self.reach[positions, None]  # (P, near)
+            hidden = (places > self.reach[positions, None]) | (places < self.begin[positions, None])  # (P, near)
             # Up to an edge keys are at least so many blocks behind: running sums there differ by what lies between.
             behind = torch.arange(1, self.key_blocks.count + 1, device=positions.device) * size
             edges = F.pad((positions[:, None] + 1 - behind).clamp(min=0), (1, 0), value=near)  # (P, nbk + 1)
             for head in range(heads):  # one head's scores stay in the cache
                 scores = (query[head] @ self.key[head, :near].T).float().mul_(self.scale)  # (G, P, near)
-                attention = scores.masked_fill_(future, float("-inf")).softmax(dim=-1).mean(dim=0)  # (P, near)
+                attention = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1).mean(dim=0)  # (P, near)
                 blocks = block_sums(attention.sum(dim=0)[None], size)[0]
                 column[head, : len(blocks)] += blocks
                 running = F.pad(attention.cumsum(dim=1), (1, 0)).gather(1, edges)  # (P, nbk + 1)

@@ -3,7 +3,8 @@
 All take query (1, H, M, d), key and value (1, Hkv, N, d) and return (1, H, M, d); the queries are the last M of the N
 tokens. Query heads of a group share their key blocks. `gather` makes up to three calls of torch's flash kernel for the
 query blocks of equal lists: the span of a query block against itself, causally; its gathered key blocks, in full; and
-those behind a mask (later tokens, chunks that begin inside a block), of which plain causal rows have none. The parts
+those behind a mask (later tokens, the border of a sliding window, chunks that begin inside a block), of which plain
+causal rows have none. The parts
 are joined by their log-sum-exp. torch's kernel does not differentiate its log-sum-exp (gradients through the join would
 be wrong without a word), so the backward is written out: each part's backward takes the joined output and the joined
 log-sum-exp.
@@ -171,8 +172,10 @@ def _parts(plan: BlockPlan, row: int, group: int, width: int, dtype: torch.dtype
         for chosen, tokens in _by_size(plan, members):
             rows, listed = _rows(plan, chosen, tokens), lists[torch.isin(members, chosen)]
             keys = (listed[..., None] * plan.key_block + torch.arange(plan.key_block)).flatten(1)  # (m, keys)
-            reach = plan.reach[rows].unflatten(0, (len(chosen), tokens))  # (m, tokens)
-            hidden = keys[:, None, :] > reach[:, :, None]  # (m, tokens, keys)
+            begin, reach = (
+                bound[rows].unflatten(0, (len(chosen), tokens))[..., None] for bound in (plan.begin, plan.reach)
+            )  # (m, tokens, 1)
+            hidden = (keys[:, None, :] > reach) | (keys[:, None, :] < begin)  # (m, tokens, keys)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
             yield _Part(rows, tokens, listed, mask[:, None])
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from unclipped.attention.calibration import FIXED, LENGTHS, Calibration, Shape, 
 from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Pattern
 from unclipped.attention.plan import BlockPlan, build_plan
+from unclipped.attention.rows import OwnMask, Row, rows_under
 from unclipped.attention.sparse import default_backend, reason_against, sparse_attention
 from unclipped.core.errors import UsageError
 
@@ -26,7 +26,7 @@ Fallback = Literal["auto", "never"]
 logger = logging.getLogger("unclipped.attention")
 _CONTINUES = "the forward continues a cache with few tokens: decode and verification are dense"
 _MOST_PLANS = 64
-_MASK_SAMPLES = 16
+OWN_MASK = "the layer has a mask of its own that is no sliding window (chunked attention, packed documents)"
 
 # By the identity of a configuration. A state lives in its model's hold, so it goes with the model, and another
 # configuration that later gets the same identity finds nothing.
@@ -45,29 +45,18 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a batch in one forward. Positions count from the row's first token, `start` in the batch.
-
-    Queries [first, stop) are prefill and run sparsely; [stop, end) are decoded tokens, or proposed ones, and run dense.
-    """
-
-    start: int
-    layout: Layout
-    first: int
-    stop: int
-    end: int
-
-
-@dataclass(frozen=True)
 class PrefillRows:
     """The rows of one forward, or why it runs dense whatever the pattern."""
 
     rows: tuple[Row, ...] = ()
     reason: str | None = None
     refusable: bool = False
-    """Whether `fallback="never"` makes the reason an error; decode and layers with a mask of their own are no error."""
+    """Whether `fallback="never"` makes the reason an error; decode steps are no error."""
     offset: int = 0
     """Tokens of the batch, padding included, that the cache held before this forward."""
+    dropped: int = 0
+    """Tokens of the batch, padding included, that stand before the first key: caches of layers with a sliding window
+    keep no more keys than the window reaches back to."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +113,11 @@ class SparseState:
         q_length: int,
         q_offset: int,
         padding: Tensor | None,
-        sees: Callable[[Sequence[int]], Tensor] | None,
+        own_mask: OwnMask | None,
     ) -> PrefillRows:
         """Rows that may run sparsely, of `q_length` queries behind `q_offset` tokens of the cache.
 
-        padding (B, Tk) bool, true where a token is. sees: None where the layer's mask is causal; otherwise gives for
-        batch positions what the layer's own mask lets them see, (B, positions, Tk).
+        padding (B, tokens so far or more) bool, true where a token is. own_mask: None where the layer's mask is causal.
 
         Raises UsageError when a layout has another length than the row's tokens.
         """
@@ -162,16 +150,15 @@ class SparseState:
             rows.append(Row(start, layout, min(first, layout.length), min(end, layout.length), end))
         if all(row.first >= row.stop for row in rows):
             return PrefillRows(reason="decode steps are dense")
-        if sees is None:
-            if any(row.layout.sight != "causal" for row in rows):
-                raise UsageError(
-                    "sparse prefill: the layouts let images see later tokens, but the model's mask is causal"
-                )
-        else:
-            rows = two_way(rows, sees)
-            if not rows:
-                return PrefillRows(reason="the layer has a mask of its own (window, packing)")
-        return PrefillRows(tuple(rows), offset=q_offset)
+        found = rows if own_mask is None else rows_under(rows, own_mask)
+        if found is None:
+            return PrefillRows(reason=OWN_MASK, refusable=True)
+        if any(
+            row.layout.sight == "causal" and given.layout.sight != "causal"
+            for row, given in zip(found, rows, strict=True)
+        ) or (own_mask is None and any(row.layout.sight != "causal" for row in rows)):
+            raise UsageError("sparse prefill: the layouts let images see later tokens, but the model's mask is causal")
+        return PrefillRows(tuple(found), offset=q_offset, dropped=0 if own_mask is None else own_mask.dropped)
 
     def attend(
         self,
@@ -183,8 +170,11 @@ class SparseState:
         layer: int,
         scale: float,
         dropout: float,
+        kind: str | None = None,
     ) -> Tensor | None:
         """Sparse output (B, H, Tq, d), zero at padding, or None when the layer is to run dense; records which.
+
+        kind: the layer's type by the model's configuration, for messages.
 
         Raises UsageError with `fallback="never"` when the pattern cannot be run.
         """
@@ -205,6 +195,8 @@ class SparseState:
             reason = next((r for row in prefill.rows if (r := rule.reason_before(row.layout.length))), None)
             if self.backend is None and default_backend(query.device.type) == "reference":
                 reason = f"no backend for {query.device.type} is faster than dense attention"
+        if reason is None and prefill.dropped:  # keys that no query sees: so that positions stay those of the row
+            key, value = (F.pad(states, (0, 0, prefill.dropped, 0)) for states in (key, value))
         if reason is None:
             states = zip(prefill.rows, query, key, strict=True)
             plans = [self._plan(layer, row, prefill.offset, q, k, scale) for row, q, k in states]
@@ -213,8 +205,8 @@ class SparseState:
                 reasons = (self._plan_reason(layer, row, plan, key.shape[1], rule) for row, plan in judged)
                 reason = next((r for r in reasons if r), None)
         if reason is not None:
-            if refusable and self.fallback == "never":
-                raise UsageError(f"sparse prefill cannot run in layer {layer}: {reason} (fallback='never')")
+            if refusable:
+                self.refuse(layer, kind, reason)
             self._record(LayerRecord(layer, tokens, "dense", reason, 1.0, self._plan_seconds))
             return None
         pieces = []
@@ -230,7 +222,7 @@ class SparseState:
                 if is_prefill and plan is not None:
                     piece = sparse_attention(own, keys, values, plan, scale=scale, backend=self.backend)
                 else:
-                    piece = dense_tail(own, keys, values, scale)
+                    piece = dense_tail(own, keys, values, scale, row.layout.window)
                 pieces.append((b, span, piece))
         if len(pieces) == 1 and pieces[0][1] == slice(0, query.shape[2]) and len(query) == 1:
             output = pieces[0][2]
@@ -242,6 +234,12 @@ class SparseState:
         density = sum(densities) / len(densities)
         self._record(LayerRecord(layer, tokens, "sparse", None, density, self._plan_seconds))
         return output
+
+    def refuse(self, layer: int, kind: str | None, reason: str) -> None:
+        """Raise UsageError where `fallback="never"` lets no layer run dense for `reason`."""
+        if self.fallback == "never":
+            named = f"layer {layer}" if kind is None else f"layer {layer} ({kind})"
+            raise UsageError(f"sparse prefill cannot run in {named}: {reason} (fallback='never')")
 
     def _plan(self, layer: int, row: Row, offset: int, query: Tensor, key: Tensor, scale: float) -> BlockPlan | None:
         """The plan of one row's part of a prefill, of query (H, Tq, d) and key (Hkv, Tk, d); None when it has none.
@@ -311,36 +309,13 @@ class SparseState:
             logger.info("sparse prefill: layer %d ran dense: %s", record.layer, record.reason)
 
 
-def two_way(rows: list[Row], sees: Callable[[Sequence[int]], Tensor]) -> list[Row]:
-    """The rows with images that see themselves both ways, when the layer's own mask says just that; else none.
-
-    The mask is asked at the borders of all segments and at evenly placed tokens of each row, for all keys there.
-    """
-    wanted = [replace(row, layout=row.layout.with_sight("images")) for row in rows]
-    asked: set[int] = set()
-    for row in wanted:
-        marks = [m for s in row.layout.segments for m in (s.start, s.start + s.length - 1)]
-        marks += np.linspace(row.first, max(row.first, row.end - 1), _MASK_SAMPLES).astype(int).tolist()
-        asked |= {row.start + mark for mark in marks if row.first <= mark < row.end}
-    places = sorted(asked)
-    mask = sees(places).cpu().numpy()  # (B, places, Tk)
-    for b, row in enumerate(wanted):
-        for index, place in enumerate(places):
-            position = place - row.start
-            if not row.first <= position < row.end:
-                continue
-            last = int(row.layout.reach[position]) if position < row.layout.length else position
-            expected = np.zeros(row.end, dtype=bool)
-            expected[: min(last + 1, row.end)] = True
-            if not np.array_equal(mask[b, index, row.start : row.start + row.end], expected):
-                return []
-    return wanted
-
-
-def dense_tail(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention of the last M of N tokens: query (1, H, M, d), key and value (1, Hkv, N, d) → (1, H, M, d)."""
+def dense_tail(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int = 0) -> Tensor:
+    """Causal attention of the last M of N tokens, each to the last `window` (0: to all before it): query (1, H, M, d),
+    key and value (1, Hkv, N, d) → (1, H, M, d)."""
     queries, keys = query.shape[2], key.shape[2]
     mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    if window:
+        mask = mask.triu(keys - queries - window + 1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
 
 

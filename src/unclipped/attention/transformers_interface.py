@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from unclipped.attention.rows import OwnMask
 from unclipped.attention.state import PrefillRows, SparseState, state_of
 from unclipped.core.errors import UsageError
 
@@ -36,7 +39,7 @@ class SparseMask(Tensor):
     state: SparseState
     padding: Tensor | None
     _build: Callable[[], Tensor | None]
-    _find_rows: Callable[[], PrefillRows]
+    _find_rows: Callable[[int], PrefillRows]
     _found: dict[str, Any]
 
     @classmethod
@@ -46,7 +49,7 @@ class SparseMask(Tensor):
         shape: tuple[int, int, int, int],
         padding: Tensor | None,
         build: Callable[[], Tensor | None],
-        find_rows: Callable[[], PrefillRows],
+        find_rows: Callable[[int], PrefillRows],
     ) -> SparseMask:
         mask: SparseMask = torch.ones((), dtype=torch.bool).expand(shape).as_subclass(cls)
         mask.state, mask.padding, mask._build, mask._find_rows, mask._found = state, padding, build, find_rows, {}
@@ -61,10 +64,11 @@ class SparseMask(Tensor):
             self._found["dense"] = self._build()
         return self._found["dense"]
 
-    def rows(self) -> PrefillRows:
-        """Rows that may run sparsely: asked by the layers, when the layouts of the forward are known."""
+    def rows(self, window: int = 0) -> PrefillRows:
+        """Rows that may run sparsely: asked by the layers, when the layouts of the forward are known. window: the
+        sliding window that the layer states, 0 for none."""
         if "rows" not in self._found:
-            self._found["rows"] = self._find_rows()
+            self._found["rows"] = self._find_rows(window)
         return self._found["rows"]
 
 
@@ -134,13 +138,23 @@ def sparse_mask(
 
     def sees(places: Sequence[int]) -> Tensor:
         rows = [rows_from(place, 1, allow_skip=False) for place in places]
-        return torch.cat([row[:, 0] for row in rows if row is not None], dim=1)  # (B, places, Tk)
+        seen = torch.cat([row[:, 0] for row in rows if row is not None], dim=1)  # (B, places, Tk)
+        return F.pad(seen, (kv_offset, 0))
 
-    def find_rows() -> PrefillRows:
-        if kv_offset:
-            return PrefillRows(reason="the layer's cache has dropped its first tokens (window)")
-        is_causal = mask_function is causal_mask_function
-        return state.rows_of(batch_size, q_length, int(q_offset), attention_mask, None if is_causal else sees)
+    def pairs(queries: Tensor, keys: Tensor) -> Tensor:
+        device = rest.get("device", "cpu")
+        batch, queries, keys = torch.arange(batch_size, device=device), queries.to(device), keys.to(device)
+        head = batch.new_zeros(())
+        if not rest.get("use_vmap"):
+            return mask_function(batch[:, None], head, queries[None], keys[None]).expand(batch_size, len(queries))
+        with TransformGetItemToIndex():  # functions that users hand in are called pair by pair, as transformers does
+            of_pairs = torch.vmap(mask_function, in_dims=(None, None, 0, 0))
+            return torch.vmap(of_pairs, in_dims=(0, None, None, None))(batch, head, queries, keys)
+
+    def find_rows(window: int) -> PrefillRows:
+        is_causal = mask_function is causal_mask_function and not kv_offset
+        own = None if is_causal else OwnMask(sees, pairs, window, kv_offset)
+        return state.rows_of(batch_size, q_length, int(q_offset), attention_mask, own)
 
     return SparseMask.of(state, (batch_size, 1, q_length, kv_length), attention_mask, build_dense, find_rows)
 
@@ -170,19 +184,36 @@ def sparse_attention_forward(
                 f"{NAME}: {type(module).__name__} passes '{name}', which sparse attention does not compute; "
                 "run this model with its own attention"
             )
+    layer = getattr(module, "layer_idx", 0)
     if not isinstance(attention_mask, SparseMask):
+        if attention_mask is not None and query.shape[2] > 1:
+            refuse_given_mask(module, layer)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    rows = attention_mask.rows(int(kwargs.get("sliding_window") or 0))
     output = attention_mask.state.attend(
-        query, key, value, attention_mask.rows(), layer=getattr(module, "layer_idx", 0), scale=scale, dropout=dropout
+        query, key, value, rows, layer=layer, scale=scale, dropout=dropout, kind=layer_kind(module, layer)
     )
     if output is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask.dense(), dropout=dropout, scaling=scaling, **kwargs
         )
     return output.transpose(1, 2).contiguous(), None  # (B, Tq, H, d)
+
+
+def refuse_given_mask(module: nn.Module, layer: int) -> None:
+    """Raise UsageError when a prefill under `fallback="never"` comes with a mask of four axes, which runs dense."""
+    state = state_of(getattr(module, "config", None))
+    if state is not None and not state.is_paused:
+        state.refuse(layer, layer_kind(module, layer), "the model was called with a mask of four axes")
+
+
+def layer_kind(module: nn.Module, layer: int) -> str | None:
+    """The type of a layer by the model's configuration, such as `sliding_attention`; None where it names none."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    return kinds[layer] if kinds is not None and layer < len(kinds) else None
 
 
 def register() -> None:

@@ -156,7 +156,7 @@ class PlanTables:
         diagonal = plan.is_diagonal.to(plan.lists.device)[:, None] & (numbers == span)  # (query blocks, key blocks)
         self._whole = self._chosen(plan.lists).to(device)
         self._masked = (self._chosen(plan.partial) | diagonal).to(device)
-        self.reach = plan.reach.to(device, torch.int32)
+        self.begin, self.reach = plan.begin.to(device, torch.int32), plan.reach.to(device, torch.int32)
         self.whole, self.masked = Lists.of(self._whole), Lists.of(self._masked)
 
     @cached_property
@@ -269,14 +269,14 @@ class _Call:
         whole, masked = self.tables.by_key
         self._launch(
             self.kernels.key_gradient_kernel, -(-self.keys // tiling.columns), tiling, *states, d_key, d_value, sums,
-            delta, whole.starts, whole.blocks, masked.starts, masked.blocks, self.tables.reach, *_strides(*states),
-            *self._numbers(self.tables.key_blocks),
+            delta, whole.starts, whole.blocks, masked.starts, masked.blocks, self.tables.begin, self.tables.reach,
+            *_strides(*states), *self._numbers(self.tables.key_blocks),
         )  # fmt: skip
         return d_query, d_key, d_value
 
     def _lists(self) -> tuple[Tensor, ...]:
         whole, masked = self.tables.whole, self.tables.masked
-        return whole.starts, whole.blocks, masked.starts, masked.blocks, self.tables.reach
+        return whole.starts, whole.blocks, masked.starts, masked.blocks, self.tables.begin, self.tables.reach
 
     def _numbers(self, rows: int) -> tuple[int, int, int, int, float]:
         """Queries, keys, missing queries of the first block, rows of lists from head to head, scale."""

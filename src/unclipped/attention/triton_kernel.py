@@ -1,9 +1,9 @@
 """Triton kernels of attention over lists of key blocks. Imported only where Triton is there: see `triton_backend.py`.
 
 Query heads of a group share their lists, so they are folded into the rows of a tile: row r is token r // G, head r % G.
-Each kernel runs two loops: over whole blocks, without any mask; then over blocks behind the mask `key ≤ reach`. The
-online softmax and its backward follow FlashAttention-2 (Dao, 2023) in base 2. No kernel uses atomics: dK and dV walk
-the transposed lists, so gradients are the same at every run.
+Each kernel runs two loops: over whole blocks, without any mask; then over blocks behind the mask `begin ≤ key ≤ reach`.
+The online softmax and its backward follow FlashAttention-2 (Dao, 2023) in base 2. No kernel uses atomics: dK and dV
+walk the transposed lists, so gradients are the same at every run.
 
 Lists are `starts` and `blocks` (compressed rows), one row for each key head, or for all (`list_rows` 0), and block.
 """
@@ -84,7 +84,7 @@ def _absorb(output, total, peak, scores, values, factor, WIDEN: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    query, key, value, output, sums, starts, blocks, masked_starts, masked_blocks, reach,
+    query, key, value, output, sums, starts, blocks, masked_starts, masked_blocks, begin, reach,
     query_head, query_token, key_head, key_token, value_head, value_token, output_head, output_token,
     queries, keys, before, list_rows, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
@@ -116,13 +116,15 @@ def forward_kernel(
         result, total, peak = _absorb(result, total, peak, scores, values, factor, WIDEN)
 
     seen = tl.load(reach + tokens, mask=live, other=-1)
-    furthest = tl.max(seen, 0)
+    since = tl.load(begin + tokens, mask=live, other=keys)
+    furthest, earliest = tl.max(seen, 0), tl.min(since, 0)
     for step in tl.range(tl.load(masked_starts + row) * MASKED_SPLIT, tl.load(masked_starts + row + 1) * MASKED_SPLIT):
         first = tl.load(masked_blocks + step // MASKED_SPLIT) * KEY_BLOCK + (step % MASKED_SPLIT) * MASKED
-        if first <= furthest:
+        if (first <= furthest) & (first + MASKED > earliest):
             other = _cut_tile(key, first, keys, key_token, MASKED, WIDTH, PADDED)
             scores = _dot(own, tl.trans(other), tl.zeros([ROWS, MASKED], dtype=tl.float32), WIDEN)
-            visible = (first + tl.arange(0, MASKED))[None, :] <= seen[:, None]
+            columns = (first + tl.arange(0, MASKED))[None, :]
+            visible = (columns <= seen[:, None]) & (columns >= since[:, None])
             scores = tl.where(visible, scores, float("-inf"))
             values = _cut_tile(value, first, keys, value_token, MASKED, WIDTH, PADDED)
             result, total, peak = _absorb(result, total, peak, scores, values, factor, WIDEN)
@@ -148,7 +150,7 @@ def delta_kernel(
 
 @triton.jit
 def query_gradient_kernel(
-    query, key, value, gradient, result, sums, delta, starts, blocks, masked_starts, masked_blocks, reach,
+    query, key, value, gradient, result, sums, delta, starts, blocks, masked_starts, masked_blocks, begin, reach,
     query_head, query_token, key_head, key_token, value_head, value_token,
     gradient_head, gradient_token, result_head, result_token,
     queries, keys, before, list_rows, scale,
@@ -186,14 +188,16 @@ def query_gradient_kernel(
         total = _dot(change.to(other.dtype), other, total, WIDEN)
 
     seen = tl.load(reach + tokens, mask=live, other=-1)
-    furthest = tl.max(seen, 0)
+    since = tl.load(begin + tokens, mask=live, other=keys)
+    furthest, earliest = tl.max(seen, 0), tl.min(since, 0)
     for step in tl.range(tl.load(masked_starts + row) * MASKED_SPLIT, tl.load(masked_starts + row + 1) * MASKED_SPLIT):
         first = tl.load(masked_blocks + step // MASKED_SPLIT) * KEY_BLOCK + (step % MASKED_SPLIT) * MASKED
-        if first <= furthest:
+        if (first <= furthest) & (first + MASKED > earliest):
             other = _cut_tile(key, first, keys, key_token, MASKED, WIDTH, PADDED)
             values = _cut_tile(value, first, keys, value_token, MASKED, WIDTH, PADDED)
             scores = _dot(own, tl.trans(other), tl.zeros([ROWS, MASKED], dtype=tl.float32), WIDEN)
-            visible = (first + tl.arange(0, MASKED))[None, :] <= seen[:, None]
+            columns = (first + tl.arange(0, MASKED))[None, :]
+            visible = (columns <= seen[:, None]) & (columns >= since[:, None])
             weights = tl.exp2(tl.where(visible, scores * factor - joined[:, None], float("-inf")))
             change = _dot(grad, tl.trans(values), tl.zeros([ROWS, MASKED], dtype=tl.float32), WIDEN)
             change = weights * (change - shift[:, None])
@@ -222,7 +226,7 @@ def _key_step(
 @triton.jit
 def key_gradient_kernel(
     query, key, value, gradient, key_result, value_result, sums, delta,
-    starts, blocks, masked_starts, masked_blocks, reach,
+    starts, blocks, masked_starts, masked_blocks, begin, reach,
     query_head, query_token, key_head, key_token, value_head, value_token, gradient_head, gradient_token,
     queries, keys, before, list_rows, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
@@ -259,14 +263,15 @@ def key_gradient_kernel(
         block = tl.load(masked_blocks + step // PARTS)
         tokens, heads, live = _rows(block, step % PARTS, before, queries, QUERY_BLOCK, GROUP, ROWS)
         seen = tl.load(reach + tokens, mask=live, other=-1)
-        if first <= tl.max(seen, 0):
+        since = tl.load(begin + tokens, mask=live, other=keys)
+        if (first <= tl.max(seen, 0)) & (first + COLUMNS > tl.min(since, 0)):
             heads += head * GROUP
             flat = heads.to(tl.int64) * queries + tokens
             own = _states(query, tokens, heads, live, query_head, query_token, WIDTH, PADDED)
             grad = _states(gradient, tokens, heads, live, gradient_head, gradient_token, WIDTH, PADDED)
             joined = tl.load(sums + flat, mask=live, other=float("inf")) * LOG2E
             shift = tl.load(delta + flat, mask=live, other=0.0)
-            visible = columns[:, None] <= seen[None, :]
+            visible = (columns[:, None] <= seen[None, :]) & (columns[:, None] >= since[None, :])
             key_total, value_total = _key_step(
                 key_total, value_total, own, grad, other, values, joined, shift, visible, factor,
                 ROWS, COLUMNS, True, WIDEN,

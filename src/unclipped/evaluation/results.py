@@ -45,7 +45,14 @@ class TaskResult:
     groups: dict[str, Breakdown] = field(default_factory=dict)
     extra: dict[str, Breakdown] = field(default_factory=dict)
     num_unparsed: int = 0
+    num_with_thinking: int = 0
+    """Answers from which thinking was taken out before they were scored."""
     seconds: float | None = None
+
+    @property
+    def unparsed_share(self) -> float:
+        """Share of the answers that could not be read; they count as wrong."""
+        return self.num_unparsed / self.overall.count
 
     def category_table(self) -> dict[str, dict[str, Any]]:
         """{category: {metric, low, high, count}}: the rows that results files and plots take."""
@@ -66,6 +73,8 @@ class TaskResult:
             "groups": {name: part.to_dict(self.metric) for name, part in self.groups.items()},
             "extra": {name: part.to_dict(SCORERS.get(name).metric) for name, part in self.extra.items()},
             "num_unparsed": self.num_unparsed,
+            "unparsed_share": self.unparsed_share,
+            "num_with_thinking": self.num_with_thinking,
             "seconds": self.seconds,
         }
 
@@ -149,6 +158,7 @@ def summarise(
         groups=groups,
         extra=extra,
         num_unparsed=sum(not score.is_parsed for _, score in pairs),
+        num_with_thinking=sum(score.has_thinking for _, score in pairs),
         seconds=seconds,
     )
 

@@ -9,24 +9,35 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.core.registry import Registry
-from unclipped.evaluation.text import edit_distance, find_number, normalise, normalise_vqa, parse_number
+from unclipped.evaluation.choices import read_choice
+from unclipped.evaluation.text import (
+    edit_distance,
+    find_number,
+    has_thinking,
+    normalise,
+    normalise_vqa,
+    parse_number,
+    without_thinking,
+)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Score of one item: `numerator / denominator`. `is_parsed` is false when no answer could be read from the text."""
+    """Score of one item: `numerator / denominator`. `is_parsed` is false when no answer could be read from the text;
+    `has_thinking` says that thinking was taken out of it first."""
 
     numerator: float
     denominator: float = 1.0
     is_parsed: bool = True
+    has_thinking: bool = False
 
     @property
     def value(self) -> float:
@@ -35,16 +46,33 @@ class Score:
 
 
 class Scorer(FrozenConfig, ABC):
-    """A scoring rule; its fields are its options. Pure: the same texts give the same score."""
+    """A scoring rule; its fields are its options. Pure: the same texts give the same score.
+
+    What a model thinks before it answers (`<think>…</think>`) is never scored. A text of thinking alone, such as one
+    that was cut off in it, is an empty answer, and not parsed.
+    """
 
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     is_binary: ClassVar[bool] = True
     """Whether every item scores 0 or 1 (what Wilson intervals need)."""
 
-    @abstractmethod
+    first_line: bool = False
+    """Score only the first line that holds anything, for models that add reasons behind their answer."""
+
     def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
         """Score a prediction against the gold answers. Raises DataError when the gold cannot be scored by this rule."""
+        answer = without_thinking(prediction)
+        if self.first_line:
+            answer = next((line for line in answer.splitlines() if line.strip()), "")
+        score = self._score(answer, answers, choices)
+        if answer == prediction or not has_thinking(prediction):
+            return score
+        return replace(score, is_parsed=score.is_parsed and bool(answer.strip()), has_thinking=True)
+
+    @abstractmethod
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
+        """Score a prediction without thinking, as `score`."""
 
 
 SCORERS: Registry[type[Scorer]] = Registry("scorer")
@@ -76,32 +104,52 @@ class ExactMatch(Scorer):
     case_sensitive: bool = False
     """Keep the case of both sides."""
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         _require_answers(answers)
         found = normalise(prediction, case_sensitive=self.case_sensitive)
         return Score(float(any(found == normalise(a, case_sensitive=self.case_sensitive) for a in answers)))
+
+
+_SIGNS = re.compile(r"[%$€£¥\s]|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_YEAR = re.compile(r"[12][0-9]{3}")
 
 
 @SCORERS.register("relaxed_accuracy")
 class RelaxedAccuracy(Scorer):
     """ChartQA: numbers within a relative tolerance, everything else equal without regard to case.
 
-    `15%` reads as 0.15, so `15` against `15%` is wrong. A gold zero has no relative distance and needs the same text.
-    `1,000` is no number: it matches only as text. The comparison is made in floating point, as published scorers do.
+    `published` is the rule of published figures: `15%` reads as 0.15, so `15` against `15%` is wrong; a gold zero has
+    no relative distance and needs the same text; `1,000` and `$12` are no numbers and match only as text; years are
+    numbers, so that 2019 is right for 2010. `corrected` is for figures of one's own: percent and currency signs do not
+    count, digits may be grouped, a gold zero needs a zero, and a gold year (a whole number from 1000 to 2999 without
+    any sign) needs the same year. Both compare in floating point.
     """
+
+    rule: Literal["published", "corrected"] = "published"
+    """Which numbers are the same."""
 
     tolerance: float = Field(default=0.05, ge=0.0)
     """Largest relative distance |prediction - gold| / |gold| that counts as right."""
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         _require_answers(answers)
         return Score(float(any(self._matches(prediction, answer) for answer in answers)))
 
     def _matches(self, prediction: str, answer: str) -> bool:
+        if self.rule == "corrected":
+            return self._matches_corrected(prediction, answer)
         found, gold = parse_number(prediction), parse_number(answer)
         if found is not None and gold is not None and gold != 0.0:
             return abs(found - gold) / abs(gold) <= self.tolerance
         return normalise(prediction) == normalise(answer)
+
+    def _matches_corrected(self, prediction: str, answer: str) -> bool:
+        found, gold = (parse_number(_SIGNS.sub("", text).rstrip(".")) for text in (prediction, answer))
+        if found is None or gold is None:
+            return normalise(prediction) == normalise(answer)
+        if _YEAR.fullmatch(answer.strip()) or gold == 0.0:
+            return found == gold
+        return abs(found - gold) / abs(gold) <= self.tolerance
 
 
 @SCORERS.register("anls")
@@ -120,7 +168,7 @@ class AverageNormalisedLevenshteinSimilarity(Scorer):
     """Score as common evaluation suites do: a distance equal to the threshold counts, and lengths are taken before
     white space is collapsed."""
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         _require_answers(answers)
         return Score(max(self._similarity(prediction, answer) for answer in answers))
 
@@ -146,7 +194,7 @@ class CharacterErrorRate(Scorer):
     case_sensitive: bool = True
     """Whether a wrong case is an error."""
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         _require_answers(answers)
         found = normalise(prediction, case_sensitive=self.case_sensitive)
         golds = [normalise(answer, case_sensitive=self.case_sensitive) for answer in answers]
@@ -162,7 +210,7 @@ class SoftVqaAccuracy(Scorer):
 
     is_binary: ClassVar[bool] = False
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         if len(answers) < 4:
             raise DataError(
                 f"soft VQA accuracy needs the answers of at least 4 annotators (10 are usual), found {len(answers)}; "
@@ -176,29 +224,22 @@ class SoftVqaAccuracy(Scorer):
         return Score(left_out / total)
 
 
-# A bare capital counts before a mark or at the end; other than A and I, which open phrases, also before a blank.
-_STATED_LETTER = re.compile(
-    r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?:\(([A-Za-z])\)|([A-Z])(?=[.):,]|$)|([B-HJ-Z])(?![\w']))"
-)
-_LEADING_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Z])(?:[.):,]|$)")
-
-
 @SCORERS.register("multiple_choice")
 class MultipleChoice(Scorer):
     """The choice named by its text or by its letter (A for the first). What names none is wrong and counted apart.
 
-    Read in this order: the whole text is a choice; the whole text is a letter (`b`, `(B)`, `B.`); a letter opens the
-    text (`B. cat`, `(b) cat`) or is stated (`the answer is B`); exactly one choice stands in the text as whole words.
-    A letter whose following text is another choice is a contradiction: wrong, never guessed.
+    Read by `choices.read_choice`, whose rules are: stated answers (`the answer is B`) before an opening letter or
+    choice (`B`, `(b) cat`), before a closing one (`…, so B`), before one choice that stands in the text. Reasons behind
+    a letter may name other choices. A contradiction (`B. dog` where B is the cat) is wrong, never guessed.
     """
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         _require_answers(answers)
         if not choices:
             raise DataError("multiple_choice needs the sample's `choices`; add them or choose another scorer")
         names = [normalise(choice) for choice in choices]
         golds = {self._gold(answer, names) for answer in answers}
-        found = self._parse(prediction, names)
+        found = read_choice(prediction, names)
         return Score(0.0, is_parsed=False) if found is None else Score(float(found in golds))
 
     @staticmethod
@@ -210,42 +251,26 @@ class MultipleChoice(Scorer):
             return names[ord(name) - ord("a")]
         raise DataError(f"gold answer {answer!r} is neither one of the choices {names} nor a letter of one")
 
-    @staticmethod
-    def _parse(prediction: str, names: list[str]) -> str | None:
-        """The normalised text of the choice that was named, or None."""
-        text = " ".join(prediction.split())
-        whole = normalise(text)
-        bare = whole.rstrip(".")
-        for candidate in (whole, bare):
-            if candidate in names:
-                return candidate
-        by_letter = {chr(ord("a") + index): name for index, name in enumerate(names)}
-        letter = bare.strip("():,.")
-        if letter in by_letter:
-            return by_letter[letter]
-        named = {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", whole)}
-        # A longer choice that contains a shorter one ("dark red", "red") is the one that was named.
-        named = {name for name in named if not any(name != other and name in other for other in named)}
-        match = _LEADING_LETTER.match(text) or _STATED_LETTER.search(text)
-        letter = next(group for group in match.groups() if group).lower() if match else ""
-        if letter in by_letter:
-            return None if named and by_letter[letter] not in named else by_letter[letter]
-        return named.pop() if len(named) == 1 else None
-
 
 @SCORERS.register("within_percent")
 class WithinPercent(Scorer):
-    """1 when the only number of the prediction lies within `percent` of the gold number; a gold zero needs a zero."""
+    """1 when the only number of the prediction lies within `percent` of the gold number; a gold zero needs a zero.
+
+    A first line with one number is the answer, whatever numbers its reasons hold in the lines behind it.
+    """
 
     percent: float = Field(default=10.0, ge=0.0)
     """Largest distance, in percent of the gold number."""
 
-    def score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...] = ()) -> Score:
+    def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
         _require_answers(answers)
         golds = [find_number(answer) for answer in answers]
         if None in golds:
             raise DataError(f"gold answer {answers[golds.index(None)]!r} is not one number; choose another scorer")
-        found = find_number(prediction)
+        lines = [line for line in prediction.splitlines() if line.strip()]
+        found = find_number(lines[0]) if lines else None
+        if found is None:  # the answer stands behind its reasons, or there is none
+            found = find_number(prediction)
         if found is None:
             return Score(0.0, is_parsed=False)
         # Multiplied out, so that 90 against 100 is inside 10 percent exactly, not up to rounding.

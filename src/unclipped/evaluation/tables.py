@@ -59,6 +59,12 @@ def print_result(
         console.print(f"{name}: {_figure(part.overall)}", markup=False)
     if result.num_unparsed:
         console.print(
-            f"{result.num_unparsed:,} of {result.overall.count:,} answers could not be read and count as wrong",
+            f"{result.num_unparsed:,} of {result.overall.count:,} answers could not be read and count as wrong "
+            f"({result.unparsed_share:.1%})",
+            markup=False,
+        )
+    if result.num_with_thinking:
+        console.print(
+            f"{result.num_with_thinking:,} of {result.overall.count:,} answers held thinking, which is not scored",
             markup=False,
         )

@@ -18,6 +18,21 @@ def normalise(text: str, *, case_sensitive: bool = False) -> str:
     return text if case_sensitive else text.casefold()
 
 
+_THINKING = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_THINKING_END = re.compile(r".*</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
+
+
+def without_thinking(text: str) -> str:
+    """Without blocks such as `<think>…</think>`. One that does not end takes the rest, and what ends without having
+    begun takes all before it: templates may open it in the prompt."""
+    return _THINKING_END.sub("", _THINKING.sub("", text))
+
+
+def has_thinking(text: str) -> bool:
+    """Whether `without_thinking` leaves anything out."""
+    return _THINKING.search(text) is not None or _THINKING_END.search(text) is not None
+
+
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Levenshtein distance: insertions, deletions and substitutions, each of cost 1, between two sequences."""
     return Levenshtein.distance(first, second)
