@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -111,6 +112,20 @@ def test_later_parts_are_looked_at_before_the_first_step(place: Place, run: Run)
     recipe = place.recipe(stages=[first], held_out_text=[{"source": "gone.txt"}])
     expect_error(run("train", recipe, "--output", "out"), 1, "gone.txt")
     assert not (place.folder / "out").exists()
+
+
+def test_rescore_with_another_scorer_uses_it(place: Place, run: Run) -> None:
+    data = place.data()
+    assert run("eval", place.models.vlm, "--data", data, "--max-new-tokens", "2", "--output", "out").status == 0
+    done = run("eval", place.models.vlm, "--rescore", "--scorer", "character_error_rate", "--output", "out")
+    assert done.status == 0, done
+    found = json.loads((place.folder / "out" / "results.json").read_text())["model"]["data"]
+    assert (found["scorer"], found["metric"]) == ("character_error_rate", "character_error_rate")
+    assert run("eval", place.models.vlm, "--rescore", "--output", "out").status == 0
+    found = json.loads((place.folder / "out" / "results.json").read_text())["model"]["data"]
+    assert found["scorer"] == "exact_match"  # the task's own
+    unknown = run("eval", place.models.vlm, "--rescore", "--scorer", "exakt", "--output", "out")
+    expect_error(unknown, 2, "'exakt'", "exact_match")
 
 
 def test_resumed_evaluation_of_another_model(place: Place, run: Run) -> None:

@@ -54,7 +54,7 @@ RUN: dict[str, list[str]] = {
     "unclipped eval runs/meters/model --data my-folder --split val --scorer exact_match --blind --output runs/meters-eval": [
         *EVAL, *FEW_TOKENS,
     ],
-    "unclipped eval runs/meters/model --data my-folder --output runs/meters-eval --rescore": [],
+    "unclipped eval runs/meters/model --output runs/meters-eval --rescore": [],
     "unclipped compare runs/meters runs/meters-seed-1": [],
     "unclipped compare model=runs/meters blind=runs/meters/baselines/blind --reference blind "
     "--output runs/meters-against-blind": [],

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -67,3 +74,52 @@ def test_batches_can_be_sent_to_workers() -> None:
     grouped = batches(length_grouping=3)
     first = grouped.global_indices(1)
     assert pickle.loads(pickle.dumps(grouped)).global_indices(1) == first
+
+
+class ProcessNumbers(RandomTokens):
+    """Examples that tell which process made them."""
+
+    def batch(self, indices: Any) -> dict[str, Any]:
+        return super().batch(indices) | {"sample_ids": [str(os.getpid())]}
+
+
+def test_workers_end_for_their_main_process_alone() -> None:
+    """A scheduler or a terminal signals every process; the main one still needs its workers to save."""
+    stage = StageConfig(train={"text": 1e-3}, steps=12, batch_size=2)
+    loaded = iter(StageLoader(StageBatches(ProcessNumbers(), stage, seed=0), lambda: 0, workers=1, pin_memory=False))
+    worker = int(next(loaded)["sample_ids"][0])
+    assert worker != os.getpid()
+    for name in ("TERM", "HUP", "INT"):
+        subprocess.run(["bash", "-c", f"kill -{name} {worker}"], check=True)
+    rest = [int(batch["sample_ids"][0]) for batch in loaded]
+    assert rest == [worker] * 11
+    del loaded
+
+
+MAIN = """
+import sys, time
+sys.path[:0] = sys.argv[1:]
+from test_training_batches import ProcessNumbers
+from unclipped.training.batches import StageBatches, StageLoader
+from unclipped.training.config import StageConfig
+stage = StageConfig(train={"text": 1e-3}, steps=1000, batch_size=2)
+loaded = iter(StageLoader(StageBatches(ProcessNumbers(), stage, seed=0), lambda: 0, workers=1, pin_memory=False))
+print(next(loaded)["sample_ids"][0], flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_main_process_is_killed() -> None:
+    here = Path(__file__).parent
+    main = subprocess.Popen([sys.executable, "-c", MAIN, here, here.parent], stdout=subprocess.PIPE, text=True)
+    assert main.stdout is not None
+    worker = int(main.stdout.readline())
+    main.send_signal(signal.SIGKILL)
+    main.communicate()
+    for _ in range(200):
+        status = Path(f"/proc/{worker}/status")
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker lives on")

@@ -122,6 +122,16 @@ def test_resumed_equals_unbroken(
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_signal_in_the_last_step_is_heeded_when_the_model_is_saved(
+    make_vlm: MakeModel, tmp_path: Path, interrupt_after: Callable[[int], None]
+) -> None:
+    interrupt_after(2)
+    with pytest.raises(TrainingInterrupted, match=r"when training had ended; the model is .*/model\. .*--resume"):
+        run(make_vlm, tmp_path, TrainingConfig(), stages=STAGES[:1])
+    assert json.loads((tmp_path / "training.json").read_text())["finished"]
+    run(make_vlm, tmp_path, TrainingConfig(), stages=STAGES[:1], resume=True)
+
+
 def test_a_finished_run_is_left_alone(make_vlm: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(make_vlm, tmp_path, TrainingConfig(), stages=STAGES[:1])
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}

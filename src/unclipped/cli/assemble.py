@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def assemble(
+    context: typer.Context,
     vision: str = typer.Option(..., help="Encoder: folder, hub id, or llm:FOLDER / llm:ID (made from a decoder)."),
     text: str = typer.Option(..., help="Decoder language model: a folder or a hub id."),
     output: Path = typer.Option(..., help="Folder to write; must be new or empty."),
@@ -36,6 +37,7 @@ def assemble(
     seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),
 ) -> None:
     """Assemble and save a model folder (see HELP)."""
+    from unclipped.cli.modes import refuse_unused
     from unclipped.cli.record import run_folder
     from unclipped.models.config import ModelConfig
     from unclipped.recipes.validation import validate
@@ -43,6 +45,8 @@ def assemble(
     fields: dict[str, object] = {"vision": vision, "text": text, "connector": connector, "baseline": baseline}
     if patch_size is not None or vision.startswith("llm:"):
         fields["patch_size"] = 16 if patch_size is None else patch_size
+    if not vision.startswith("llm:"):
+        refuse_unused(context, "for an encoder that is not made from a language model (llm:…)", ("rope",))
     if rope is not None:
         fields["rope"] = rope
     config = validate(fields, ModelConfig, "assemble")

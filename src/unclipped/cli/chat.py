@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
+    context: typer.Context,
     model: str = typer.Argument(..., help="Model folder."),
     images: list[str] = typer.Argument(None, help="Image files, in order."),
     question: str = typer.Option(None, "--question", "-q", help="Ask once and exit."),
@@ -34,10 +35,13 @@ def chat(
 ) -> None:
     """Ask a model (see HELP)."""
     from unclipped.attention.config import SparseConfig
+    from unclipped.cli.modes import refuse_unused
     from unclipped.inference.chat import chat as run
     from unclipped.recipes.validation import validate
 
     chosen = None
-    if sparse is not None:
+    if sparse is None:
+        refuse_unused(context, "without --sparse", ("sparse_fallback",))
+    else:
         chosen = validate({"pattern": sparse, "fallback": sparse_fallback}, SparseConfig, "chat")
     run(model, list(images or []), question, max_new_tokens=max_new_tokens, device=device, sparse=chosen)

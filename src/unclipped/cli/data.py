@@ -49,6 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def stats(
+    context: typer.Context,
     source: str = typer.Argument(..., help="Folder, file, generated:NAME, or recipe."),
     overrides: list[str] = typer.Argument(None, help="Changes to the source's fields or the recipe, key.path=value."),
     output: Path = typer.Option(..., help="Folder for stats.json and contact sheets."),
@@ -59,9 +60,17 @@ def stats(
     share: float = typer.Option(None, min=0, max=1, help="Share that the filter keeps, in place of a threshold."),
 ) -> None:
     """Count a data set (see HELP)."""
+    from unclipped.cli.modes import refuse_unused
     from unclipped.cli.record import record_run, run_folder
 
-    config = _data_of(source, overrides or [], split, _filter_of(filter, threshold, share))
+    if filter is None:
+        remedy = "it says what a filter keeps: add --filter text_rich"
+        refuse_unused(context, "without --filter", ("threshold", "share"), remedy=remedy)
+    if _is_recipe(source):
+        remedy = "its sources name their splits: change data.sources.0.split=…"
+        refuse_unused(context, "with a recipe", ("split",), remedy=remedy)
+    shown = None if filter is None else {"kind": filter, "threshold": threshold, "share": share}
+    config = _data_of(source, overrides or [], split, shown)
     with run_folder(output, can_resume=False):
         from unclipped.core.files import write_json
 
@@ -74,27 +83,21 @@ def stats(
         typer.echo(f"\nwritten: {output / 'stats.json'}")
 
 
-def _filter_of(name: str | None, threshold: float | None, share: float | None) -> dict[str, Any] | None:
-    from unclipped.core.errors import UsageError
+def _is_recipe(source: str) -> bool:
+    from unclipped.recipes.loading import builtin_names
+    from unclipped.recipes.validation import is_recipe_file
 
-    if name is None:
-        if threshold is not None or share is not None:
-            given = "--threshold" if threshold is not None else "--share"
-            raise UsageError(f"{given}: says what a filter keeps, and there is none; add --filter text_rich")
-        return None
-    return {"kind": name, "threshold": threshold, "share": share}
+    return is_recipe_file(source) or (source in builtin_names() and not Path(source).exists())
 
 
 def _data_of(source: str, overrides: list[str], split: str | None, shown: dict[str, Any] | None) -> Any:
     """The `data` section that SOURCE and the options stand for."""
     from unclipped.core.errors import UsageError
     from unclipped.data.config import DataConfig
-    from unclipped.recipes.loading import apply_overrides, builtin_names, read_recipe
-    from unclipped.recipes.validation import is_recipe_file, validate
+    from unclipped.recipes.loading import apply_overrides, read_recipe
+    from unclipped.recipes.validation import validate
 
-    if is_recipe_file(source) or (source in builtin_names() and not Path(source).exists()):
-        if split is not None:
-            raise UsageError("--split: the sources of a recipe name their splits; change data.sources.0.split=…")
+    if _is_recipe(source):
         recipe = apply_overrides(read_recipe(source), overrides)
         section = recipe.get("data")
         if not isinstance(section, dict):

@@ -92,8 +92,11 @@ _SCORER = typer.Option("exact_match", help="Scorer of the answers, for --score."
 _MAX_NEW_TOKENS = typer.Option(32, help="Longest answer in tokens, for --score.")
 _BATCH_SIZE = typer.Option(8, help="Questions a batch, for --score.")
 
+_FOR_SCORE = ("scorer", "max_new_tokens", "batch_size")
+
 
 def quality(
+    context: typer.Context,
     model: str = _MODEL,
     overrides: list[str] = _OVERRIDES,
     data: str = _DATA,
@@ -112,8 +115,11 @@ def quality(
     resume: bool = _RESUME,
 ) -> None:
     """Measure patterns (see QUALITY)."""
+    from unclipped.cli.modes import refuse_unused
     from unclipped.evaluation.sparse.config import QualityConfig
 
+    if not score:
+        refuse_unused(context, "with --no-score", _FOR_SCORE)
     task = _task(data, split, limit, scorer, max_new_tokens)
     arms = [_arm(text, key_block, query_block) for text in pattern]
     settings = {"model": model, "task": task, "patterns": arms, "score": score, "batch_size": batch_size}
@@ -161,6 +167,7 @@ def bench(
 
 
 def search(
+    context: typer.Context,
     model: str = _MODEL,
     overrides: list[str] = _OVERRIDES,
     data: str = _DATA,
@@ -183,8 +190,11 @@ def search(
     resume: bool = _RESUME,
 ) -> None:
     """Search a pattern (see SEARCH)."""
+    from unclipped.cli.modes import refuse_unused
     from unclipped.evaluation.sparse.config import SearchConfig
 
+    if not score:
+        refuse_unused(context, "without --score", _FOR_SCORE, remedy="leave it out, or add --score")
     task = _task(data, split, limit, scorer, max_new_tokens)
     settings: dict[str, Any] = {
         "model": model, "task": task, "density": density, "per_head": per_head, "rulers": rulers,

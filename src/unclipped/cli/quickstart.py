@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quickstart(
+    context: typer.Context,
     overrides: list[str] = typer.Argument(None, help="Changes to the recipe, key.path=value."),
     output: Path = typer.Option(Path("quickstart"), help="Run folder; must be new or empty."),
     minutes: float = typer.Option(
@@ -39,8 +40,11 @@ def quickstart(
     resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted quickstart in OUTPUT."),
 ) -> None:
     """Run the quickstart (see HELP)."""
+    from unclipped.cli.modes import refuse_unused
     from unclipped.cli.record import run_folder
 
+    if any(override.startswith("stages") for override in overrides or []):
+        refuse_unused(context, "where stages are changed, which sets the steps as well", ("minutes",))
     with run_folder(output, resume=resume):
         from unclipped.cli.quickstart_run import run
 

@@ -8,17 +8,23 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from unclipped.core.errors import UnclippedError
 from unclipped.core.files import write_json
+from unclipped.training.interrupt import StopRequest, TrainingInterrupted, stop_this_process
 
 LOG, ERROR = "log.txt", "error.json"
 _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_TO_SAVE = 20.0
+_OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+"""Signals that a terminal sends to all its processes."""
 
 
 class ArmFailed(UnclippedError):
@@ -35,6 +41,14 @@ def threads_each(at_once: int) -> int:
     return max(1, cores // at_once)
 
 
+@dataclass(frozen=True)
+class _Running:
+    """An arm at work. It is asked to stop when `hold` is closed, which the end of this process does in any case."""
+
+    process: Any
+    hold: Any
+
+
 def run_side_by_side(
     folders: dict[str, Path],
     run: Callable[[str], Any],
@@ -45,51 +59,76 @@ def run_side_by_side(
     """Call `run(name)` for every arm in a process of its own, `at_once` at a time, in order.
 
     run: picklable. What a process prints goes to `log.txt` in the arm's folder; meanwhile `say` gets a line on all of
-    them now and then. Raises ArmFailed with the message of the first arm that failed, once the others have stopped too.
+    them now and then. Raises ArmFailed with the message of the first arm that failed, once the others have stopped too,
+    and TrainingInterrupted after a signal: training arms save first, a second signal ends all at once. When this
+    process is killed, its arms save and end as well.
     """
-    context = multiprocessing.get_context("spawn")
     waiting, running = list(folders), {}
     last = 0.0
+    with StopRequest(again=lambda: _kill(running.values())) as stop:
+        try:
+            while (waiting or running) and not stop.is_set:
+                while waiting and len(running) < at_once:
+                    name = waiting.pop(0)
+                    running[name] = _start(name, run, folders[name], threads=threads_each(at_once))
+                time.sleep(0.2)
+                for name in [name for name, arm in running.items() if arm.process.exitcode is not None]:
+                    if running.pop(name).process.exitcode and not stop.is_set:
+                        raise _failure(name, folders[name])
+                    say(f"{name}: done")
+                if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+                    last = time.monotonic()
+                    if lines := [line for name in running if (line := progress_of(name, folders[name]))]:
+                        say("   |   ".join(lines))
+            if stop.is_set:
+                say("stopping: arms in training save first; the same signal again ends them at once")
+        finally:
+            _end(running.values())
+        if stop.is_set:
+            begun = [name for name in folders if name not in waiting]
+            found = [_failure(name, folders[name]) for name in begun if (folders[name] / ERROR).is_file()]
+            raise TrainingInterrupted(
+                str(found[0]) if found else "interrupted; go on with the same command and --resume"
+            )
+
+
+def _start(name: str, run: Callable[[str], Any], folder: Path, *, threads: int) -> _Running:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    asked, hold = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(name, run, folder, asked))
+    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+    # Held back until the arm has said what it does with them: else Ctrl-C prints a traceback from its first imports.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                folders[name].mkdir(parents=True, exist_ok=True)
-                (folders[name] / ERROR).unlink(missing_ok=True)
-                process = context.Process(target=_child, args=(name, run, folders[name]), daemon=True)
-                with _environment(OMP_NUM_THREADS=str(threads_each(at_once))):
-                    process.start()
-                running[name] = process
-            time.sleep(0.2)
-            for name in [name for name, process in running.items() if process.exitcode is not None]:
-                if running.pop(name).exitcode:
-                    raise _failure(name, folders[name])
-                say(f"{name}: done")
-            if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                if lines := [line for name in running if (line := progress_of(name, folders[name]))]:
-                    say("   |   ".join(lines))
-    except BaseException as error:
-        for process in running.values():
-            _stop(process, was_interrupted=isinstance(error, KeyboardInterrupt))
-        if isinstance(error, KeyboardInterrupt):
-            for name in running:
-                if (folders[name] / ERROR).is_file():
-                    raise _failure(name, folders[name]) from None
-        raise
+        with _environment(OMP_NUM_THREADS=str(threads)):
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        asked.close()
+    return _Running(process, hold)
 
 
-def _stop(process: Any, *, was_interrupted: bool) -> None:
-    """End a process, which saves first. Ctrl-C reaches it by itself; a second one would cut the saving short."""
-    if was_interrupted:
-        process.join(_SECONDS_TO_SAVE)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGINT if was_interrupted else signal.SIGTERM)
-    process.join()
+def _end(arms: Iterable[_Running]) -> None:
+    """Ask all to stop, then wait for them."""
+    for arm in arms:
+        arm.hold.close()
+    for arm in arms:
+        arm.process.join()
 
 
-def _child(name: str, run: Callable[[str], Any], folder: Path) -> None:
-    log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115 (stays open for the life of the process)
+def _kill(arms: Iterable[_Running]) -> None:
+    for arm in arms:
+        arm.process.kill()
+
+
+def _child(name: str, run: Callable[[str], Any], folder: Path, asked: Any) -> None:
+    for number in _OF_TERMINAL:  # the parent process gets them, too, and asks
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINAL)
+    threading.Thread(target=_end_when_asked, args=(asked,), daemon=True).start()
+    log = open(folder / LOG, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (open until the end)
     os.dup2(log.fileno(), sys.stdout.fileno() if _has_fileno(sys.stdout) else 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = log
@@ -100,6 +139,15 @@ def _child(name: str, run: Callable[[str], Any], folder: Path) -> None:
         sys.exit(error.exit_code)
     finally:
         log.flush()
+
+
+def _end_when_asked(asked: Any) -> None:
+    """Wait until the parent process closes its end of the pipe, or is gone; then stop this process."""
+    with contextlib.suppress(EOFError, OSError):  # nothing is ever sent
+        asked.recv()
+    while True:
+        stop_this_process()
+        time.sleep(_SECONDS_TO_SAVE)  # by then the stop has been heeded, or there is nothing left to save
 
 
 def _has_fileno(stream: Any) -> bool:

@@ -5,7 +5,9 @@ Therefore resuming is starting at another k, and any number of processes sees th
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -99,9 +101,20 @@ class StageBatches(Dataset[dict[str, Any]]):
         return {key: value for key, value in self.__dict__.items() if key != "_cached_window"}
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main process decides when the workers end."""
+def _obey_main_process(worker: int) -> None:
+    """Signals from a terminal or a scheduler reach every process; the main process decides when its workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # it tells the sender, which a handler does not learn
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(main: int) -> None:
+    """End this process at a SIGTERM of the process `main`, or of any when `main` is gone."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main and os.getppid() == main:
+        pass
+    os._exit(0)
 
 
 class StageLoader:
@@ -124,6 +137,6 @@ class StageLoader:
                 # Its own generator: the loader would otherwise draw from the global one, whose state a resumed run
                 # must find as the unbroken run left it.
                 generator=torch.Generator().manual_seed(0),
-                worker_init_fn=_ignore_interrupts if self.workers else None,
+                worker_init_fn=_obey_main_process if self.workers else None,
             )
         )

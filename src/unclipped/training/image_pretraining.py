@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ _SMALL = {
     "norm_pix_loss": True,
 }
 _CACHE_BYTES = 1 << 29
+"""Most that prepared images may take in memory."""
 
 
 def build_autoencoder(
@@ -98,6 +99,43 @@ def _around(trunk: Trunk, config: MaskedAutoencoderConfig | None) -> MaskedAutoe
     return MaskedAutoencoder(trunk, config or MaskedAutoencoderConfig())
 
 
+class PreparedImages:
+    """Prepared images of a mixture by its places, in memory of a fixed size that is taken when it is made.
+
+    Only images that come again are worth keeping: those of finite sources, when a stage goes through them more than
+    once. Where not all have room, the first units of the sources are kept, since every epoch brings each once.
+    """
+
+    def __init__(self, mixture: Mixture, shape: tuple[int, int, int], *, draws: int, at_once: bool) -> None:
+        """`shape`: (side, side, channels) of an image. `draws`: how many are taken. `at_once`: touch all memory now,
+        so that the process does not grow step by step; else the system gives it as images come."""
+        lengths = [unit.length or 0 for unit in mixture.units]
+        self.first_rows = [0, *accumulate(lengths)]
+        # Of a mixture with an endless source the finite ones get a share of the draws; then keeping is worth a try.
+        rows = self.first_rows[-1] if draws > self.first_rows[-1] else 0
+        rows = min(rows, _CACHE_BYTES // int(np.prod(shape)))
+        self.pixels = np.zeros((rows, *shape), dtype=np.uint8)  # (rows, side, side, channels)
+        if at_once:
+            self.pixels.fill(0)
+        self.held = np.full(rows, -1, dtype=np.int32)  # (rows,): which image of its sample a row holds
+
+    def row(self, place: tuple[int, int]) -> int | None:
+        """Where the image at a place of the mixture is kept; None when it has no room."""
+        source, unit = place
+        row = self.first_rows[source] + unit
+        return row if row < min(len(self.held), self.first_rows[source + 1]) else None
+
+    def get(self, place: tuple[int, int], which: int) -> np.ndarray | None:
+        """Image `which` of the sample at a place, when it is there."""
+        row = self.row(place)
+        return self.pixels[row] if row is not None and self.held[row] == which else None
+
+    def put(self, place: tuple[int, int], which: int, pixels: np.ndarray) -> None:
+        """Keep an image, when it has room; of each sample the newest."""
+        if (row := self.row(place)) is not None:
+            self.pixels[row], self.held[row] = pixels, which
+
+
 class ImageExamples:
     """Example i is an image of draw i, stretched to a square; window, flip and mask are functions of the seed and i."""
 
@@ -108,11 +146,12 @@ class ImageExamples:
         config: PretrainConfig,
         *,
         batch_size: int,
+        steps: int,
         smallest_window: int | None,
         first: int = 0,
     ) -> None:
         """`rule`: the stretch, and the mean and standard deviation. `batch_size`: images of a step, all of which have
-        one window of `smallest_window` px or more. `first`: the first draw of the first step."""
+        one window of `smallest_window` px or more. `steps`: of the stage. `first`: the first draw of its first step."""
         assert rule.size is not None
         self.mixture, self.rule, self.first = mixture, rule, first
         self.side, self.seed = rule.size[0], config.training.seed
@@ -122,7 +161,9 @@ class ImageExamples:
         if self.smallest_window > self.side:
             raise UsageError(f"smallest_window: {smallest_window} is larger than the image side of {self.side} px")
         is_fixed = mixture.config.augment is None and all(s.augment is None for s in mixture.config.sources)
-        self._cache: OrderedDict[tuple[int, ...], np.ndarray] | None = OrderedDict() if is_fixed else None
+        self.draws = batch_size * steps if is_fixed else 0
+        self._at_once = config.training.workers == 0  # each worker has a memory of its own, and fills a part of it
+        self._prepared: PreparedImages | None = None
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """`pixel_values` (batch, channels, side, side), `noise` (batch, patches), `sample_ids`."""
@@ -139,6 +180,14 @@ class ImageExamples:
             "noise": torch.from_numpy(noise),
             "sample_ids": [name for name, _ in loaded],
         }
+
+    @property
+    def prepared(self) -> PreparedImages:
+        """Images kept by this process."""
+        if self._prepared is None:
+            shape = (self.side, self.side, self.rule.channels)
+            self._prepared = PreparedImages(self.mixture, shape, draws=self.draws, at_once=self._at_once)
+        return self._prepared
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(…, C, H, W) in 0..1 -> the encoder's scale."""
@@ -164,19 +213,16 @@ class ImageExamples:
         if not parts:
             raise DataError(f"sample {item.id}: has no image, which {self.objective} needs")
         which = int(np.random.default_rng([self.seed, index, 13]).integers(len(parts)))
-        key = (*self.mixture.place(index), which)
-        if self._cache is not None and key in self._cache:
-            return item.id, self._cache[key]
+        place = self.mixture.place(index)
+        if (kept := self.prepared.get(place, which)) is not None:
+            return item.id, kept
         part, rule = parts[which], self.rule
         image = load_image(
             part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
         )
         pixels = np.asarray(apply_rule(image.convert("L" if rule.channels == 1 else "RGB"), rule))
         pixels = pixels.reshape(self.side, self.side, rule.channels)
-        if self._cache is not None:
-            self._cache[key] = pixels
-            if len(self._cache) * pixels.nbytes > _CACHE_BYTES:
-                self._cache.popitem(last=False)
+        self.prepared.put(place, which, pixels)
         return item.id, pixels
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
@@ -184,14 +230,22 @@ class ImageExamples:
         return [self.num_patches] * len(indices)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": OrderedDict() if self._cache is not None else None}
+        return self.__dict__ | {"_prepared": None}
 
 
 def image_examples(mixture: Mixture, resolution: Resolution, config: PretrainConfig, stage: StageConfig) -> Examples:
     """The images of a stage, which go on where those of the stage before ended; the window grows with the side."""
     smallest = config.smallest_window and resolution.scaled(stage, config.smallest_window)
     first, rule = resolution.first_draw(stage), resolution.rule_of(stage)
-    examples = ImageExamples(mixture, rule, config, batch_size=stage.batch_size, smallest_window=smallest, first=first)
+    examples = ImageExamples(
+        mixture,
+        rule,
+        config,
+        batch_size=stage.batch_size,
+        steps=stage.steps,
+        smallest_window=smallest,
+        first=first,
+    )
     return resolution.later(stage, examples)
 
 

@@ -111,7 +111,13 @@ class _Run:
                     if self.position is None or index >= self._next_stage():
                         self._stage(index, stage, stop)
                         self._heed(stop, index)
-            return self._end()
+                result = self._end()
+                if any_rank(stop.is_set, self.device):  # in the last step: nothing may follow, such as an evaluation
+                    raise TrainingInterrupted(
+                        f"interrupted when training had ended; the model is {result.model_folder}. "
+                        "Go on with the same command and --resume"
+                    )
+            return result
         finally:
             self.reporter.end_stage()
             torch.set_num_threads(threads_before)

@@ -17,6 +17,9 @@ ROWS: dict[str, Row] = {
     "option of another kind of encoder": Row(
         assemble(the("vision"), the("text"), "--patch-size", "8"), 2, ("patch_size", "only for an encoder made from")
     ),
+    "rotary form of another kind of encoder": Row(
+        assemble(the("vision"), the("text"), "--rope", "axial"), 2, ("--rope: not used for an encoder", "llm:")
+    ),
     "encoder without a name": Row(assemble(lambda p: "llm:", the("text")), 1, ("no model is named", FOLDER)),
     "connector unknown": Row(assemble(the("vision"), the("text"), "--connector", "mpl(2)"), 2, ("mpl", "mlp")),
     "hub id without network, vision": Row(assemble(lambda p: HUB, the("text")), 1, (HUB, "without network", FOLDER)),

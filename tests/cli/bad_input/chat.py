@@ -35,6 +35,9 @@ def large_image(place: Place) -> str:
 
 
 ROWS: dict[str, Row] = {
+    "chat, fallback of no pattern": Row(
+        chat(lambda p: p.image("a.png"), "--sparse-fallback", "never"), 2, ("--sparse-fallback: not used without",)
+    ),
     "chat, image missing": Row(chat(lambda p: "no.png"), 1, ("no.png", "no such file", "check the path")),
     "chat, image empty": Row(chat(lambda p: p.write("bad.png")), 1, ("bad.png", "empty", "copy it again")),
     "chat, image cut": Row(chat(lambda p: cut_image(p, "bad.png")), 1, ("bad.png", "truncated", "copy it again")),

@@ -22,7 +22,50 @@ def evaluate_with(prepare: Callable[[Place], Any], *rows: Any) -> Arguments:
     return arguments
 
 
+def rescore(*more: str) -> Arguments:
+    return lambda place: ["eval", place.models.vlm, "--rescore", *more, "--output", "out"]
+
+
+def with_recipe(*more: str) -> Arguments:
+    task = {"name": "t", "source": {"source": "data", "split": "val"}}
+    return lambda place: [
+        "eval", place.models.vlm, "--recipe", place.recipe(evaluation={"tasks": [task]}), *more, "--output", "out"
+    ]  # fmt: skip
+
+
+UNUSED = {
+    "--rescore": (
+        rescore,
+        (
+            ("--data", "data"), ("--split", "val"), ("--limit", "2"), ("--blind",), ("--recipe", "recipe.yaml"),
+            ("--batch-size", "32"), ("--max-new-tokens", "32"), ("--sparse", "topk(1)"), ("--resume",),
+            ("--sparse-fallback", "auto"), ("seed=1",),
+        ),
+    ),
+    "--recipe": (
+        with_recipe,
+        (
+            ("--split", "val"), ("--scorer", "exact_match"), ("--limit", "2"), ("--max-new-tokens", "32"),
+            ("--batch-size", "32"),
+        ),
+    ),
+}  # fmt: skip
+"""Options that a mode does not use, also with the value that is the default."""
+
+
 ROWS: dict[str, Row] = {
+    **{
+        f"eval {mode}, {given[0]}": Row(
+            arguments(*given),
+            2,
+            (f"{given[0]}: not used with {mode}"),
+        )
+        for mode, (arguments, options) in UNUSED.items()
+        for given in options
+    },
+    "eval, fallback of no pattern": Row(
+        evaluate(more=("--sparse-fallback", "never")), 2, ("--sparse-fallback: not used without --sparse",)
+    ),
     "eval, image missing": Row(evaluate(sample(image="no.png")), 1, ("val.jsonl", "line 1", "s1", "no.png")),
     "eval, image empty": Row(evaluate_with(lambda p: p.write("data/bad.png"), BAD), 1, ("s1", "bad.png", "empty")),
     "eval, image cut": Row(evaluate_with(lambda p: cut_image(p, "data/bad.png"), BAD), 1, ("s1", "bad.png", "trunc")),

@@ -18,6 +18,13 @@ def prefill_with_file(content: str) -> Arguments:
 
 
 ROWS: dict[str, Row] = {
+    **{
+        f"prefill {command} without scores, {option}": Row(
+            prefill(command, *how, option, value), 2, (f"{option}: not used with", "leave it out")
+        )
+        for command, how in (("quality", ("--pattern", "topk(2)", "--no-score")), ("search", ()))
+        for option, value in (("--scorer", "anls"), ("--max-new-tokens", "2"), ("--batch-size", "2"))
+    },
     "prefill quality, unknown pattern": Row(
         prefill("quality", "--pattern", "topkk(2)"), 2, ("topkk", "did you mean 'topk'")
     ),

@@ -38,6 +38,11 @@ def bare_folder(place: Place) -> list[Any]:
 
 
 ROWS: dict[str, Row] = {
+    "quickstart, minutes and steps": Row(
+        lambda p: ["quickstart", "--minutes", "3", "stages.read.steps=5", "--output", "out"],
+        2,
+        ("--minutes: not used where stages are changed",),
+    ),
     "train, image missing": Row(train(sample(image="no.png")), 1, ("train.jsonl", "line 1", "s1", "'image'", "no.png")),
     "train, image empty": Row(train_with(lambda p: p.write("data/bad.png"), BAD), 1, ("s1", "bad.png", "empty")),
     "train, image cut": Row(train_with(lambda p: cut_image(p, "data/bad.png"), BAD), 1, ("s1", "bad.png", "truncated")),
