@@ -100,8 +100,8 @@ def test_fields_are_attributes_and_options(processor: UnclippedImageProcessor, t
     processor.save_pretrained(tmp_path)
     assert UnclippedImageProcessor.from_pretrained(tmp_path).max_tokens == 4
     assert UnclippedImageProcessor.from_pretrained(tmp_path, max_tokens=9).max_tokens == 9
-    with pytest.raises(AttributeError, match="do_resize"):
-        _ = processor.do_resize
+    with pytest.raises(AttributeError, match="do_pad"):
+        _ = processor.do_pad
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_bad_images_are_named(processor: UnclippedImageProcessor, tmp_path: Path
     with pytest.raises(ImageError, match=r"missing\.png: no such file"):
         processor([noise(8, 8), tmp_path / "missing.png"])
     with pytest.raises(ImageError, match="image 1: expected a uint8 array"):
-        processor([noise(8, 8), np.zeros((4, 4, 3))])
+        processor([noise(8, 8), np.zeros((4, 4, 3), dtype=np.int64)])
     with pytest.raises(ImageError, match="found None"):
         processor([None])
     with pytest.raises(ImageError, match=r"image 0: .* limit of 63 pixels"):
@@ -147,8 +147,10 @@ def test_paths_are_fetched_by_our_rules(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     image = noise(8, 8)
     fetched = processor.fetch_images([[str(tmp_path / "clear.png")], image])
-    assert fetched[0][0].getpixel((0, 0)) == (0, 255, 0)
     assert fetched[1] is image
+    for colour in ((0, 255, 0), (0, 0, 255)):  # of the call, whatever the processor was made with
+        planes = processor(fetched[0], background=colour)["pixel_values"].unflatten(1, (3, 64))[0, :, 0]
+        assert ((planes + 1) * 127.5).tolist() == list(colour)
 
 
 @pytest.mark.parametrize(("height", "width"), [(97, 130), (300, 224), (56, 56), (20, 900)])

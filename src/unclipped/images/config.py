@@ -8,6 +8,9 @@ from pydantic import field_validator, model_validator
 
 from unclipped.core.config import FrozenConfig
 
+Grid = tuple[int, int, int]
+"""(frames, rows, columns) of an image: in patches before the connector, in tokens behind it."""
+
 MAX_PIXELS = 67_108_864  # 8192 x 8192 px: 192 MiB once decoded to RGB
 MAX_SIDE = 20_000  # px
 
