@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     Field,
@@ -16,17 +16,17 @@ from pydantic import (
 from unclipped.connectors.config import parse_connector
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
-from unclipped.images.config import ImageRule
+from unclipped.images.config import BROADCAST, ImageRule
 
 
 def _optional(name: str) -> tuple[Any, Any]:
     """A field of `ImageRule` that may be left out; pairs and channels also take one number, as the rule does."""
     field = ImageRule.model_fields[name]
-    kind: Any = field.annotation
-    if field.metadata:  # ranges
-        kind = Annotated[(kind, *field.metadata)]
-    number: Any = {"size": int, "merge": int, "mean": float, "std": float}.get(name)
-    return (kind | None if number is None else kind | number | None), Field(default=None, description=field.description)
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # with ranges
+    if name in BROADCAST:
+        several = next(part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is tuple)
+        kind = kind | get_args(several)[0]
+    return kind | None, Field(default=None, description=field.description)
 
 
 _fields: dict[str, Any] = {name: _optional(name) for name in ImageRule.model_fields if name != "patch_size"}
