@@ -44,7 +44,7 @@ from unclipped.data.views import MultiCrop  # noqa: E402
 from unclipped.data.views_config import PUBLISHED_SIDE  # noqa: E402
 from unclipped.images.config import ImageRule  # noqa: E402
 from unclipped.images.decode import load_image  # noqa: E402
-from unclipped.training.dino_pretraining import normalised  # noqa: E402
+from unclipped.images.prepare import normalised  # noqa: E402
 
 EXAMPLES = """examples:
   python benchmarks/views.py
@@ -74,7 +74,11 @@ def ours(global_size: int, local_size: int, local_crops: int) -> Side:
     def views(source: bytes | Image.Image) -> list[Tensor]:
         image = load_image(source) if isinstance(source, bytes) else source
         made = crop(image, generator)
-        return [normalised(np.stack(some), rule) for some in (made[:2], made[2:]) if some]
+        return [
+            normalised(torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2), rule)
+            for some in (made[:2], made[2:])
+            if some
+        ]
 
     return views
 

@@ -14,10 +14,12 @@ from PIL import Image
 
 from support.tiny_models import tiny_image
 from unclipped.core.documents import read_jsonl
-from unclipped.data.augment import augment, image_size, permute_panels, rename, scale_and_shift
+from unclipped.data.augment import augment, permute_panels, rename, scale_and_shift
 from unclipped.data.config import AugmentConfig, DataConfig
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart, Sample, SampleGroup
+from unclipped.images.decode import read_header
+from unclipped.images.prepare import decoded
 
 PANELS = [[0, 0.25], [0.375, 0.625], [0.75, 1]]
 BOXES = {"kind": "permute_panels", "panels": PANELS, "names": ["left", "middle", "right"]}
@@ -49,7 +51,7 @@ def colour_at(image: Image.Image, name: str) -> tuple[int, ...]:
 
 
 def pixels_of(sample: Sample | SampleGroup) -> np.ndarray:
-    return np.asarray(sample.images[0].source)
+    return np.asarray(decoded(sample.images[0]))
 
 
 @pytest.mark.parametrize("step", [BOXES, {"kind": "mirror_panels", "probability": 1.0}])
@@ -63,8 +65,7 @@ def test_words_follow_their_panels(step: dict[str, Any], seed: int) -> None:
     changed = augment(SampleGroup(samples), config_of(step), np.random.default_rng(seed))
     assert isinstance(changed, SampleGroup)
     for before, after in zip(samples, changed.samples, strict=True):
-        image = after.images[0].source
-        assert isinstance(image, Image.Image)
+        image = decoded(after.images[0])
         assert colour_at(image, after.answer) == COLOURS[before.answer]
         assert after.question == f"Is it in the {after.answer} box?"
         assert after.answers == (after.answer,)
@@ -165,13 +166,15 @@ def test_a_blind_run_reads_the_texts_of_the_seeing_one() -> None:
         assert other.images == ()
 
 
-def test_image_size_reads_the_header_and_its_rotation(tmp_path: Path) -> None:
+def test_the_header_gives_the_upright_size(tmp_path: Path) -> None:
     image = tiny_image(10, 30)
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert image_size(ImagePart(tmp_path / "a.jpg")) == (30, 10)
-    assert image_size(ImagePart(image)) == (10, 30)
+    assert read_header(tmp_path / "a.jpg") == (30, 10, "RGB")
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert read_header(opened) == (30, 10, "RGB")
+    assert read_header(tiny_image(10, 30)) == (10, 30, "RGB")
 
 
 # What the real questions say
@@ -192,8 +195,7 @@ def test_permuted_scenes_answer_their_questions_alike(data_folder: Path) -> None
 
 def box_of(sample: Sample) -> np.ndarray:
     """Pixels of the box that the question names."""
-    source = sample.images[0].source
-    image = source if isinstance(source, Image.Image) else Image.open(source).convert("RGB")  # type: ignore[arg-type]
+    image = decoded(sample.images[0])
     found = re.search(r"\b(left|middle|right) box", sample.question)
     assert found is not None
     place = ["left", "middle", "right"].index(found.group(1))

@@ -26,6 +26,7 @@ from unclipped.evaluation.runner import (
     read_predictions,
     rescore,
 )
+from unclipped.images.prepare import decoded
 from unclipped.inference.engine import Engine
 
 QUIET = Console(file=io.StringIO(), width=120)
@@ -202,7 +203,7 @@ def test_blind_arm_and_paired_difference(data: Path, tmp_path: Path) -> None:
 def test_blank_images_keep_their_size(data: Path, tmp_path: Path) -> None:
     engine = Scripted(sighted)
     run(engine, task(data), tmp_path / "out", images="blank")
-    image = engine.asked[0].images[0].source
+    image = decoded(engine.asked[0].images[0])
     assert image.size == (16, 16)
     assert image.getcolors() == [(256, (128, 128, 128))]
 

@@ -11,9 +11,15 @@ from PIL import Image
 
 from unclipped.core.errors import ImageError
 from unclipped.images.config import ImageRule
+from unclipped.images.part import ImagePart
 from unclipped.images.patches import patchify, unpatchify
-from unclipped.images.preprocess import preprocess_image
+from unclipped.images.prepare import packed, prepare
 from unclipped.images.rules import apply_rule, grid_of
+
+
+def patches_of(image: Image.Image, rule: ImageRule) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    (piece,) = prepare(ImagePart(image), rule).pieces
+    return piece.patches, piece.grid
 
 
 def slow(image: Image.Image, rule: ImageRule) -> torch.Tensor:
@@ -51,12 +57,12 @@ def test_fast_path_equals_the_definition(height: int, width: int, grey: bool, ru
     shape = (height, width) if grey else (height, width, 3)
     image = Image.fromarray(np.random.default_rng(height * 100 + width).integers(0, 256, shape, dtype=np.uint8))
     before = np.array(image)
-    patches, grid = preprocess_image(image, rule)
+    patches, grid = patches_of(image, rule)
     assert grid == (1, *grid_of(height, width, rule))
     assert patches.dtype == torch.float32
     assert patches.shape == (grid[1] * grid[2], rule.patch_values)
     torch.testing.assert_close(patches.double(), slow(image, rule), atol=1e-5, rtol=0)
-    assert torch.equal(preprocess_image(image, rule)[0], patches)  # deterministic, and nothing cached was changed
+    assert torch.equal(patches_of(image, rule)[0], patches)  # deterministic, and nothing cached was changed
     assert np.array_equal(np.array(image), before)
 
 
@@ -64,16 +70,17 @@ def test_fast_path_equals_the_definition(height: int, width: int, grey: bool, ru
 def test_a_grey_image_equals_its_rgb_copy(kind: str) -> None:
     rule = ImageRule(rule=kind, size=None if kind == "native" else 32, patch_size=8, mean=(0.1, 0.2, 0.3))
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (33, 57), dtype=np.uint8))
-    assert torch.equal(preprocess_image(grey, rule)[0], preprocess_image(grey.convert("RGB"), rule)[0])
+    assert torch.equal(patches_of(grey, rule)[0], patches_of(grey.convert("RGB"), rule)[0])
 
 
 def test_patches_go_back_to_the_picture() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    patches, (_, h, w) = preprocess_image(Image.fromarray(pixels), ImageRule(patch_size=(16, 8)))
+    patches, (_, h, w) = patches_of(Image.fromarray(pixels), ImageRule(patch_size=(16, 8)))
     planes = (unpatchify(patches, (h, w), (16, 8)) * 0.5 + 0.5) * 255
     assert np.array_equal(planes.round().byte().permute(1, 2, 0).numpy(), pixels)
 
 
-def test_other_modes_are_refused() -> None:
-    with pytest.raises(ImageError, match="decode it with load_image"):
-        preprocess_image(Image.new("RGBA", (8, 8)), ImageRule())
+def test_other_modes_and_sizes_are_not_packed() -> None:
+    for image in (Image.new("RGBA", (16, 16)), Image.new("RGB", (16, 17))):
+        with pytest.raises(ImageError, match="prepare it whole"):
+            packed(image, ImageRule())

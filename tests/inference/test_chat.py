@@ -13,12 +13,15 @@ from rich.console import Console
 from support.tiny_models import tiny_image, tiny_vlm
 from unclipped.core.errors import ImageError, UsageError
 from unclipped.data.sample import Sample
+from unclipped.images.config import ImageRule
 from unclipped.inference.chat import chat, printable
 from unclipped.inference.engine import Engine
 
 
 class Scripted(Engine):
     """Answers with the number of turns and images it sees."""
+
+    image_rule = ImageRule()  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.asked: list[Sample] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import pickle
@@ -13,11 +14,14 @@ import pytest
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
+from transformers.image_utils import ChannelDimension
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+from transformers.utils.generic import TensorType
 
 from unclipped.core.errors import ImageError, UsageError
 from unclipped.images.config import ImageRule
+from unclipped.images.patches import patchify
 from unclipped.models.image_processing import UnclippedImageProcessor
 
 
@@ -100,8 +104,8 @@ def test_fields_are_attributes_and_options(processor: UnclippedImageProcessor, t
     processor.save_pretrained(tmp_path)
     assert UnclippedImageProcessor.from_pretrained(tmp_path).max_tokens == 4
     assert UnclippedImageProcessor.from_pretrained(tmp_path, max_tokens=9).max_tokens == 9
-    with pytest.raises(AttributeError, match="do_resize"):
-        _ = processor.do_resize
+    with pytest.raises(AttributeError, match="do_pad"):
+        _ = processor.do_pad
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_bad_images_are_named(processor: UnclippedImageProcessor, tmp_path: Path
     with pytest.raises(ImageError, match=r"missing\.png: no such file"):
         processor([noise(8, 8), tmp_path / "missing.png"])
     with pytest.raises(ImageError, match="image 1: expected a uint8 array"):
-        processor([noise(8, 8), np.zeros((4, 4, 3))])
+        processor([noise(8, 8), np.zeros((4, 4, 3), dtype=np.int64)])
     with pytest.raises(ImageError, match="found None"):
         processor([None])
     with pytest.raises(ImageError, match=r"image 0: .* limit of 63 pixels"):
@@ -147,8 +151,10 @@ def test_paths_are_fetched_by_our_rules(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     image = noise(8, 8)
     fetched = processor.fetch_images([[str(tmp_path / "clear.png")], image])
-    assert fetched[0][0].getpixel((0, 0)) == (0, 255, 0)
     assert fetched[1] is image
+    for colour in ((0, 255, 0), (0, 0, 255)):  # of the call, whatever the processor was made with
+        planes = processor(fetched[0], background=colour)["pixel_values"].unflatten(1, (3, 64))[0, :, 0]
+        assert ((planes + 1) * 127.5).tolist() == list(colour)
 
 
 @pytest.mark.parametrize(("height", "width"), [(97, 130), (300, 224), (56, 56), (20, 900)])
@@ -183,3 +189,148 @@ def test_parity_with_siglip2(height: int, width: int) -> None:
     # Their values run row, column, channel, and the rows are padded.
     values = other["pixel_values"][0, :count].reshape(count, 16, 16, 3).permute(0, 3, 1, 2).reshape(count, -1)
     torch.testing.assert_close(mine["pixel_values"], values, atol=1e-5, rtol=0)
+
+
+# What other image processors take
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays_and_tensors_of_either_layout_are_the_image(channels: int, processor: UnclippedImageProcessor) -> None:
+    last = np.random.default_rng(0).integers(0, 256, (30, 40, channels), dtype=np.uint8)
+    first = np.ascontiguousarray(last.transpose(2, 0, 1))
+    expected = processor(Image.fromarray(last[..., 0] if channels == 1 else last))["pixel_values"]
+    forms = [last, first, torch.from_numpy(last), torch.from_numpy(first), torch.from_numpy(first)[None], first[None]]
+    for form in forms:
+        assert torch.equal(processor(form)["pixel_values"], expected)
+        assert torch.equal(processor(form, do_convert_rgb=True)["pixel_values"], expected)
+    assert processor([[forms[0], forms[1]], forms[2]])["image_grid_thw"].shape == (3, 3)
+
+
+def test_floats_are_the_bytes_that_they_were_made_of(processor: UnclippedImageProcessor) -> None:
+    image = np.array(noise(30, 40))
+    expected = processor(image)["pixel_values"]
+    for kind in (np.float32, np.float64):
+        assert torch.equal(processor(image.astype(kind))["pixel_values"], expected)
+        unit = image.astype(kind) / 255
+        assert torch.equal(processor(unit, do_rescale=False)["pixel_values"], expected)
+        assert torch.equal(processor(unit, rescale_factor=1.0)["pixel_values"], expected)
+        tensor = torch.from_numpy(unit).permute(2, 0, 1)
+        assert torch.equal(processor([tensor], do_rescale=False)["pixel_values"], expected)
+    halves = torch.from_numpy(image).permute(2, 0, 1).to(torch.bfloat16)  # 8 bits of mantissa: whole numbers to 256
+    assert torch.equal(processor(halves)["pixel_values"], expected)
+
+
+def test_where_both_axes_could_be_channels_the_library_or_the_option_decides(
+    processor: UnclippedImageProcessor,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 3), dtype=np.uint8)
+    as_last = processor(Image.fromarray(pixels))["pixel_values"]
+    as_first = processor(Image.fromarray(pixels.transpose(1, 2, 0).copy()))["pixel_values"]
+    assert as_last.shape != as_first.shape or not torch.equal(as_last, as_first)
+    for form, expected in ((pixels, as_last), (torch.from_numpy(pixels), as_first)):
+        assert torch.equal(processor(form)["pixel_values"], expected)
+        assert torch.equal(processor(form, input_data_format="channels_last")["pixel_values"], as_last)
+        assert torch.equal(processor(form, input_data_format=ChannelDimension.FIRST)["pixel_values"], as_first)
+    with pytest.raises(UsageError, match="input_data_format"):
+        processor(pixels, input_data_format="channels_middle")
+
+
+def test_steps_can_be_left_out() -> None:
+    plain = UnclippedImageProcessor(patch_size=8, mean=0.4, std=0.2)
+    image = noise(16, 24)
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).double()
+    deviation = torch.tensor([0.1, 0.2, 0.5], dtype=torch.float64)[:, None, None]
+    for options, expected in (
+        ({}, (values / 255 - 0.4) / 0.2),
+        ({"do_normalize": False}, values / 255),
+        ({"do_rescale": False}, (values - 0.4) / 0.2),
+        ({"do_rescale": False, "do_normalize": False}, values),
+        ({"rescale_factor": 1 / 127.5, "do_normalize": False}, values / 127.5),
+        ({"image_mean": 0.1, "image_std": [0.1, 0.2, 0.5]}, (values / 255 - 0.1) / deviation),
+    ):
+        found = plain(image, **options)["pixel_values"]
+        torch.testing.assert_close(found.double(), patchify(expected, (8, 8)), atol=2e-4, rtol=1e-5)
+        made = UnclippedImageProcessor(patch_size=8, **{"image_mean": 0.4, "image_std": 0.2, **options})
+        assert torch.equal(made(image)["pixel_values"], found)
+    squashed = UnclippedImageProcessor(rule="squash", size={"height": 32, "width": 16}, patch_size=8)
+    assert squashed.size == (32, 16)
+    assert squashed(image)["image_grid_thw"].tolist() == [[1, 4, 2]]
+    assert squashed(image, size={"height": 8, "width": 16})["image_grid_thw"].tolist() == [[1, 1, 2]]
+    kept = squashed(image, do_resize=False)
+    assert kept["image_grid_thw"].tolist() == [[1, 2, 3]]
+    assert torch.equal(kept["pixel_values"], UnclippedImageProcessor(patch_size=8)(image)["pixel_values"])
+
+
+def test_switches_are_attributes_and_are_saved(tmp_path: Path) -> None:
+    processor = UnclippedImageProcessor.from_dict({"patch_size": 8, "image_mean": 0.3}, do_convert_rgb=False)
+    assert (processor.do_convert_rgb, processor.do_resize, processor.rescale_factor) == (False, True, 1 / 255)
+    assert processor.image_mean == processor.mean == (0.3, 0.3, 0.3)
+    processor.do_rescale = False
+    processor.save_pretrained(tmp_path)
+    loaded = UnclippedImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert (loaded.do_convert_rgb, loaded.do_rescale, loaded.do_normalize) == (False, False, True)
+    assert pickle.loads(pickle.dumps(loaded)).do_rescale is False
+
+
+def test_device_and_kind_of_tensors() -> None:
+    processor = UnclippedImageProcessor(patch_size=8)
+    assert processor(noise(8, 8), device="meta")["pixel_values"].device.type == "meta"
+    assert (
+        processor(noise(8, 8), device=torch.device("cpu"), return_tensors=TensorType.PYTORCH)["pixel_values"].ndim == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "part"),
+    [
+        (np.zeros((4, 4, 3), dtype=np.int64), {}, "image 0: expected a uint8 array"),
+        (np.zeros((5, 5, 2), dtype=np.uint8), {}, "image 0: expected a uint8 array"),
+        (torch.zeros(4, dtype=torch.uint8), {}, "image 0: expected a uint8 array"),
+        (np.full((4, 4, 3), 256.0), {}, "image 0: floats from 256 to 256"),
+        (np.full((4, 4, 3), -1.0), {}, "once rescaled"),
+        (np.full((4, 4, 3), np.nan), {}, "once rescaled"),
+        (np.full((4, 4, 3), 0.5), {}, "give do_rescale=False"),
+        (np.full((4, 4, 3), 2.0), {"do_rescale": False}, "once rescaled"),
+        (Image.new("RGBA", (8, 8)), {"do_convert_rgb": False}, "image 0: has 4 channels"),
+        (Image.new("RGB", (8, 9)), {"do_resize": False}, "image 0: 9x8 px"),
+        (Image.new("RGB", (8, 8)), {"size": {"shortest_edge": 8}}, "size: expected 'height' and 'width'"),
+        (Image.new("RGB", (8, 8)), {"do_pad": True}, "unknown image option 'do_pad'"),
+        (Image.new("RGB", (8, 8)), {"do_center_crop": True}, "unknown image option 'do_center_crop'"),
+        (Image.new("RGB", (8, 8)), {"image_mean": 0.5, "mean": 0.5}, "are the same field"),
+        (Image.new("RGB", (8, 8)), {"rescale_factor": 0}, "rescale_factor: "),
+        (Image.new("RGB", (8, 8)), {"do_rescale": "perhaps"}, "do_rescale: "),
+        (Image.new("RGB", (8, 8)), {"device": "nowhere"}, "device='nowhere'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_is_refused_in_one_line(image: Any, options: dict[str, Any], part: str) -> None:
+    with pytest.raises((ImageError, UsageError)) as caught:
+        UnclippedImageProcessor(patch_size=8)(image, **options)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_announced_is_taken() -> None:
+    values: dict[str, Any] = {
+        **UnclippedImageProcessor(rule="crop", size=16, shorter_side=16, patch_size=8).image_rule.model_dump(),
+        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": 0.5, "image_std": 0.5,
+        "input_data_format": "channels_last", "device": "cpu", "return_tensors": "pt",
+    }  # fmt: skip
+    announced = set(UnclippedImageProcessor.valid_kwargs.__annotations__)
+    assert announced == set(values)
+    processor = UnclippedImageProcessor(rule="crop", size=16, shorter_side=16, patch_size=8)
+    expected = processor(noise(20, 20))["pixel_values"]
+    for name, value in values.items():
+        if value is not None and name not in ("min_tokens", "max_tokens"):
+            assert torch.equal(processor(np.asarray(noise(20, 20)), **{name: value})["pixel_values"], expected), name
+
+
+def test_inline_addresses_are_decoded_as_files_are(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    processor = UnclippedImageProcessor(patch_size=8, background=(0, 255, 0))
+    address = "data:image/png;base64," + base64.b64encode((tmp_path / "clear.png").read_bytes()).decode()
+    expected = processor(tmp_path / "clear.png")["pixel_values"]
+    assert torch.equal(processor(processor.fetch_images([address]))["pixel_values"], expected)
+    with pytest.raises(ImageError, match="expected data:image"):
+        processor.fetch_images("data:image/png,abc")

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from unclipped.attention.layout import Layout
 from unclipped.core.errors import UsageError
-
-Grid = tuple[int, int, int]
+from unclipped.images.config import Grid
 
 
 def layouts_of_call(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from unclipped.core.errors import UsageError
+from unclipped.images.config import Grid
 
-Grid = tuple[int, int, int]
 Sight = Literal["causal", "images", "all"]
 IntArray = np.ndarray
 

@@ -14,13 +14,12 @@ from pydantic import Field, model_validator
 
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError, nearest
+from unclipped.images.config import Grid
 
 STEP_KINDS = ("average", "pixel_shuffle", "resample")
 PROJECTION_KINDS = ("linear", "mlp")
 _WORDS = (*STEP_KINDS, *PROJECTION_KINDS, "standardise")
 _ITEM = re.compile(r"^([a-z_]+)(?:\(\s*(\d+)(?:\s*[x,×]\s*(\d+))?\s*\))?$")
-
-Grid = tuple[int, int, int]
 
 
 class Step(FrozenConfig):

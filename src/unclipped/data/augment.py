@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unclipped.core.errors import ImageError
 from unclipped.data.config import (
     AugmentConfig,
     Geometric,
@@ -20,12 +17,12 @@ from unclipped.data.config import (
     Photometric,
     RandomCrop,
 )
-from unclipped.data.sample import ImagePart, Sample, SampleGroup
+from unclipped.data.sample import Sample, SampleGroup
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    Change = Callable[[Image.Image], Image.Image]
+    from unclipped.images.part import View
 
 
 def augment(
@@ -33,24 +30,23 @@ def augment(
 ) -> Sample | SampleGroup:
     """`item` with every step of `config` applied; all samples of a group get the same change, images and words alike.
 
-    Samples without images pass unchanged. With `blind`, words change as they would beside their image but no image is
-    decoded or returned: a blind run then reads the very texts of the run that it is compared with. Raises ImageError
-    when an image cannot be decoded.
+    Samples without images pass unchanged. Images are not decoded here: each keeps its changes as its view, which the
+    image door applies under the model's own rule. With `blind`, words change as they would beside their image but no
+    image is returned: a blind run then reads the very texts of the run that it is compared with.
     """
     if not config.steps or not item.images:
         return item
     samples = item.samples if isinstance(item, SampleGroup) else (item,)
-    images = [] if blind else [_decoded(part) for part in item.images]
-    names = [part.label for part in item.images]
+    parts = item.images
     for step in config.steps:
         change, renamed = _draw(step, samples, generator)
-        images = [change(image) for image in images]
+        if change is not None:
+            parts = tuple(part.changed(change) for part in parts)
         if renamed:
             samples = tuple(sample.map_text(lambda text, table=renamed: rename(text, table)) for sample in samples)
     if blind:
         changed = tuple(sample.without_images() for sample in samples)
     else:
-        parts = tuple(ImagePart(image, name) for image, name in zip(images, names, strict=True))
         changed = tuple(sample.with_images(parts) for sample in samples)
     return SampleGroup(changed) if isinstance(item, SampleGroup) else changed[0]
 
@@ -77,40 +73,19 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(r"(?<![\w-])(?:" + "|".join(map(re.escape, words)) + r")(?![\w-])", re.IGNORECASE)
 
 
-def image_size(part: ImagePart) -> tuple[int, int]:
-    """(height, width) px of an image from its header. Raises ImageError when it is no image."""
-    from PIL import Image
-
-    if not isinstance(part.source, str | Path | bytes):
-        return part.source.height, part.source.width
-    try:
-        source = io.BytesIO(part.source) if isinstance(part.source, bytes) else part.source
-        with Image.open(source) as image:
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if sideways else (image.height, image.width)
-    except OSError as error:
-        raise ImageError(f"{part.label}: cannot be read as an image ({error})") from None
-
-
-def _decoded(part: ImagePart) -> Image.Image:
-    from unclipped.images.decode import load_image
-
-    return load_image(part.source, name=part.name)
-
-
 def _draw(
     step: object, samples: tuple[Sample, ...], generator: np.random.Generator
-) -> tuple[Change, Mapping[str, str]]:
-    """The change of images and the words that trade places with it, for one step."""
+) -> tuple[View | None, Mapping[str, str]]:
+    """The change of images, if any, and the words that trade places with it, for one step."""
     if isinstance(step, PermutePanels):
         if generator.random() >= step.probability or _holds(samples, step.unsafe):
-            return _same, {}
+            return None, {}
         order = generator.permutation(len(step.panels))  # place i shows what stood at place order[i]
         table = {step.names[old]: step.names[new] for new, old in enumerate(order)}
         return lambda image: permute_panels(image, step.panels, tuple(map(int, order))), table
     if isinstance(step, MirrorPanels):
         if generator.random() >= step.probability or _holds(samples, step.unsafe):
-            return _same, {}
+            return None, {}
         return _mirror, {a: b for pair in step.swap for a, b in (pair, pair[::-1])}
     if isinstance(step, Geometric):
         vertical, horizontal = (float(1 + step.scale * generator.uniform(-1, 1)) for _ in range(2))
@@ -133,10 +108,6 @@ def _holds(samples: tuple[Sample, ...], words: tuple[str, ...]) -> bool:
         return False
     pattern = _pattern(tuple(word.lower() for word in words))
     return any(pattern.search(turn.text) for sample in samples for turn in sample.turns)
-
-
-def _same(image: Image.Image) -> Image.Image:
-    return image
 
 
 def _mirror(image: Image.Image) -> Image.Image:

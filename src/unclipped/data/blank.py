@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from unclipped.data.sample import ImagePart, Sample, SampleGroup
+from unclipped.data.sample import Sample, SampleGroup
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def with_blank_images(item: Sample | SampleGroup, mean: Sequence[float]) -> Sample | SampleGroup:
     """`item` with each image replaced by one of its size in the colour `mean` (one or three values in 0..1).
 
-    With the processor's mean that is an image of zeros after normalisation, up to rounding to 8 bits. Raises ImageError
-    when an image cannot be read.
+    With the processor's mean that is an image of zeros after normalisation, up to rounding to 8 bits. The size is that
+    of the image behind its other changes, so it is decoded all the same where the image is prepared.
     """
     if isinstance(item, SampleGroup):
         return SampleGroup(tuple(_blank_sample(sample, mean) for sample in item.samples))
@@ -19,14 +23,11 @@ def with_blank_images(item: Sample | SampleGroup, mean: Sequence[float]) -> Samp
 
 
 def _blank_sample(sample: Sample, mean: Sequence[float]) -> Sample:
-    return sample.with_images(_blank(part, mean) for part in sample.images)
-
-
-def _blank(part: ImagePart, mean: Sequence[float]) -> ImagePart:
-    from PIL import Image
-
-    from unclipped.images.decode import load_image
-
-    image = load_image(part.source, name=part.label)
     red, green, blue = (round(255 * value) for value in (tuple(mean) * 3 if len(mean) == 1 else mean))
-    return ImagePart(Image.new("RGB", image.size, (red, green, blue)), name=part.label)
+
+    def blank(image: Image.Image) -> Image.Image:
+        from PIL import Image
+
+        return Image.new("RGB", image.size, (red, green, blue))
+
+    return sample.with_images(part.changed(blank) for part in sample.images)

@@ -38,22 +38,8 @@ class ChatEncoder:
         processor = self.processor
         if not hasattr(processor, "image_processor"):
             raise DataError(f"sample {name}: has images but a tokenizer without image processor was given")
-        from unclipped.images.decode import load_image
-
-        rule = processor.image_processor
         try:
-            decoded = [
-                load_image(
-                    part.source,
-                    name=part.label,
-                    max_pixels=rule.max_pixels,
-                    max_side=rule.max_side,
-                    background=rule.background,
-                    keep_grey=True,
-                )
-                for part in parts
-            ]
-            features = rule(decoded)
+            features = processor.image_processor(parts)
         except ImageError as error:
             raise ImageError(f"sample {name}: {error}") from None
         grid = features["image_grid_thw"]  # (num_images, 3)

@@ -129,9 +129,10 @@ class Mixture:
         images = () if self.config.blind == "removed" else item.images
         if image_cost is None:
             return characters // 4 + 1 + _IMAGE_UNITS * len(images)
-        from unclipped.data.augment import image_size
+        from unclipped.images.decode import read_header
 
-        return characters // 4 + 1 + sum(image_cost(*image_size(image)) for image in images)
+        headers = (read_header(image.source, image.label) for image in images)
+        return characters // 4 + 1 + sum(image_cost(header.height, header.width) for header in headers)
 
     def _augmentation(self, which: int) -> AugmentConfig | None:
         own = self.config.sources[which].augment

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
+
+from unclipped.images.part import ImagePart
 
 from unclipped.core.documents import check_text, shown
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    ImageSource: TypeAlias = "str | Path | bytes | Image.Image"
+    from unclipped.images.part import ImageSource
 
 Role = Literal["system", "user", "assistant", "document"]
-
-
-@dataclass(frozen=True)
-class ImagePart:
-    """An image by path, encoded bytes or Pillow object; `name` stands for it in error messages."""
-
-    source: ImageSource
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """What error messages call this image."""
-        if self.name is not None:
-            return self.name
-        return str(self.source) if isinstance(self.source, str | Path) else f"<{type(self.source).__name__}>"
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def within_aspect(source: Source, lowest: float, highest: float) -> Source:
 
     One pass that reads image headers. Raises UsageError for an endless source or an empty range.
     """
-    from unclipped.data.augment import image_size
+    from unclipped.images.decode import read_header
 
     if source.length is None:
         raise UsageError(f"{source.name} is endless and cannot be cut by aspect; use its options")
@@ -196,8 +196,8 @@ def within_aspect(source: Source, lowest: float, highest: float) -> Source:
         raise UsageError(f"{source.name}: aspect [{lowest}, {highest}] is empty; swap the two")
     chosen = []
     for index in range(source.length):
-        sizes = [image_size(part) for part in source[index].images]  # (height, width) each
-        if all(lowest <= width / height <= highest for height, width in sizes):
+        headers = [read_header(part.source, part.label) for part in source[index].images]
+        if all(lowest <= header.width / header.height <= highest for header in headers):
             chosen.append(index)
     return SelectedSource(source, chosen, name=f"{source.name} [aspect {lowest} to {highest}]")
 

@@ -30,22 +30,13 @@ def pixel_statistics(
 
 def statistics_of_images(parts: Iterable[ImagePart], rule: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of each channel on values in 0..1 over the pixels of `parts`, resized by `rule`."""
-    from unclipped.images.decode import load_image
-    from unclipped.images.rules import apply_rule
+    from unclipped.images.prepare import pixels
 
     number = 0
     total = np.zeros(rule.channels)
     squares = np.zeros(rule.channels)
     for part in parts:
-        image = load_image(
-            part.source,
-            name=part.label,
-            max_pixels=rule.max_pixels,
-            max_side=rule.max_side,
-            background=rule.background,
-        )
-        image = apply_rule(image.convert("L" if rule.channels == 1 else "RGB"), rule)
-        values = np.asarray(image, dtype=np.float64).reshape(-1, rule.channels) / 255  # (pixels, channels)
+        values = pixels(part, rule).astype(np.float64).reshape(-1, rule.channels) / 255  # (pixels, channels)
         number += len(values)
         total += values.sum(axis=0)
         squares += (values**2).sum(axis=0)

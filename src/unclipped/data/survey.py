@@ -18,7 +18,8 @@ from unclipped.data.generated.contact_sheet import sheet_of
 from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.sources import Source, image_key
 from unclipped.data.text_rich.filtering import kept_of
-from unclipped.images.decode import load_image
+from unclipped.images.decode import read_header
+from unclipped.images.prepare import decoded
 
 NAMED = 20
 """Unreadable samples, duplicates and categories that are listed; all are counted."""
@@ -77,12 +78,12 @@ class Survey:
             return
         self._seen[key] = None
         try:
-            image = load_image(part.source, name=part.label)
+            image = decoded(part)
         except DataError as error:
             self.unreadable.append(str(error))
             return
         self.sizes.append((image.height, image.width))
-        self.channels[_channels(part, image)] += 1
+        self.channels[read_header(part.source, part.label).mode] += 1
         content = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
         first = self._pixels.setdefault(content, part.label)
         if first != part.label:
@@ -110,16 +111,6 @@ class Survey:
             "categories": {"different": len(self.categories), "most_common": dict(self.categories.most_common(NAMED))},
             "unreadable": {"count": len(self.unreadable), "named": self.unreadable[:NAMED]},
         }
-
-
-def _channels(part: ImagePart, image: Image.Image) -> str:
-    """The mode that the image is stored in."""
-    if isinstance(part.source, Image.Image):
-        return part.source.mode
-    if isinstance(part.source, bytes):
-        return image.mode
-    with Image.open(part.source) as stored:
-        return stored.mode
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -162,7 +153,7 @@ def sheet(source: Source, indices: Sequence[int], texts: Callable[[int, Sample],
         index = int(indices[place])
         try:
             sample = source[index]
-            picture = load_image(sample.images[0].source, name=sample.images[0].label)
+            picture = decoded(sample.images[0])
         except (DataError, IndexError):
             continue  # counted and named by the survey
         picture.thumbnail((TILE, TILE))

@@ -8,8 +8,15 @@ from pydantic import field_validator, model_validator
 
 from unclipped.core.config import FrozenConfig
 
+Grid = tuple[int, int, int]
+"""(frames, rows, columns) of an image: in patches before the connector, in tokens behind it."""
+
 MAX_PIXELS = 67_108_864  # 8192 x 8192 px: 192 MiB once decoded to RGB
 MAX_SIDE = 20_000  # px
+
+_PAIRS, _OF_CHANNELS = ("size", "patch_size", "merge"), ("mean", "std")
+BROADCAST = (*_PAIRS, *_OF_CHANNELS)
+"""Fields of the rule for which one number means the same on both axes, or for every channel."""
 
 
 class ImageRule(FrozenConfig):
@@ -58,12 +65,12 @@ class ImageRule(FrozenConfig):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for name in ("size", "patch_size", "merge"):
+        for name in _PAIRS:
             if isinstance(data.get(name), int):
                 data[name] = (data[name], data[name])
         channels = data.get("channels", 3)
         if channels in (1, 3):
-            for name in ("mean", "std"):
+            for name in _OF_CHANNELS:
                 value = data.get(name, 0.5)
                 if isinstance(value, (int, float)):
                     data[name] = (value,) * channels

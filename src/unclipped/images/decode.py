@@ -1,4 +1,4 @@
-"""Any image file to 8-bit RGB, upright and opaque, or one clear error that names it.
+"""Decoding of any image file to 8-bit RGB, upright and opaque, or one clear error that names it; headers; label maps.
 
 Pillow's own decompression-bomb check warns at one limit and fails at another, and is a process-wide setting. Here the
 limit is an argument, it is applied to the header before anything is decoded, and the message states it.
@@ -7,19 +7,32 @@ limit is an argument, it is applied to the header before anything is decoded, an
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unclipped.core.documents import regular_file
 from unclipped.core.errors import ImageError
 from unclipped.images.config import MAX_PIXELS, MAX_SIDE
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
+
+
+class Header(NamedTuple):
+    """What a file says of its image before any pixel is decoded."""
+
+    height: int
+    """Rows of the upright image in px."""
+    width: int
+    mode: str
+    """Pillow's name of what is stored, for example RGBA, P or I;16."""
+
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _limit_lock = threading.Lock()
@@ -57,6 +70,87 @@ def load_image(
         return decoded.copy() if decoded is image else decoded  # a copy holds on to no file
 
 
+def read_header(source: ImageSource, name: str | None = None) -> Header:
+    """Size of the image once it is upright, and the mode that it is stored in; no pixel is decoded.
+
+    Raises ImageError when the header cannot be read.
+    """
+    name = name or _name_of(source)
+    if isinstance(source, np.ndarray):
+        source = _from_array(source, name)
+    if isinstance(source, Image.Image):
+        return _header(source, name)
+    with _opened(source, name) as image:
+        return _header(image, name)
+
+
+def undecoded(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """A Pillow image whose header alone is read, for callers that must hand on an image and not a path.
+
+    What it is decoded to is left to the rule that it meets later. Raises ImageError when the header cannot be read.
+    """
+    name = name or _name_of(source)
+    if not isinstance(source, bytes):
+        with _open_file(source, name) as stream:
+            source = stream.read()  # encoded: no file stays open
+    with _opened(source, name, keep_open=True) as image:
+        image.filename = name  # type: ignore[attr-defined]  (what messages call it)
+        return image
+
+
+def label_map(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
+    """The numbers of a label map, one byte a pixel: uint8 (height, width), in mode L or P, neither turned nor scaled.
+
+    Raises ImageError when it cannot be read, is too large, or has another mode.
+    """
+    name = name or _name_of(source)
+    with _opened(source, name) as image:
+        _check_size(image, name, MAX_PIXELS, MAX_SIDE)
+        if image.mode not in ("L", "P"):
+            raise ImageError(f"{name}: mode {image.mode}; expected one byte a pixel (L or P), its class number")
+        with _damage_named(name):
+            return np.array(image, dtype=np.uint8)
+
+
+def _header(image: Image.Image, name: str) -> Header:
+    with _damage_named(name):
+        sideways = _has_metadata(image) and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    height, width = (image.width, image.height) if sideways else (image.height, image.width)
+    return Header(height, width, image.mode)
+
+
+def _has_metadata(image: Image.Image) -> bool:
+    """A plain image without metadata cannot carry an orientation; formats may keep it outside `info`."""
+    return type(image) is not Image.Image or bool(image.info)
+
+
+def image_of_array(values: np.ndarray, name: str, factor: float, *, channels_first: bool) -> Image.Image:
+    """A Pillow image of an array (height, width), (height, width, channels) or (channels, height, width).
+
+    values: uint8, or floats that `factor` brings to 0..1, which are rounded to 8 bits. Raises ImageError for another
+    type or shape, and for values that do not fit.
+    """
+    if values.ndim == 3 and channels_first:
+        values = np.moveaxis(values, 0, -1)
+    if np.issubdtype(values.dtype, np.floating) and values.size:
+        values = _rounded(values, name, factor)
+    return _from_array(np.ascontiguousarray(values), name)
+
+
+def _rounded(values: np.ndarray, name: str, factor: float) -> np.ndarray:
+    low, high = float(values.min()) * factor, float(values.max()) * factor
+    if not (low >= 0 and high <= 1 + 1e-6):  # also when one is NaN
+        raise ImageError(
+            f"{name}: floats from {values.min():g} to {values.max():g} become {low:g} to {high:g} once rescaled; "
+            "expected 0..1: give values in 0..255, or values in 0..1 with do_rescale=False"
+        )
+    if 0 < high <= 1 / 255:
+        raise ImageError(
+            f"{name}: floats up to {values.max():g} are black once rescaled; give do_rescale=False for values in 0..1"
+        )
+    return np.rint(values.astype(np.float64) * (255 * factor)).clip(0, 255).astype(np.uint8)
+
+
 def _name_of(source: ImageSource) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
@@ -78,15 +172,15 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 @contextmanager
-def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
-    """The image of a path or of bytes with only its header read; the file is closed at the end."""
+def _opened(source: str | Path | bytes, name: str, *, keep_open: bool = False) -> Iterator[Image.Image]:
+    """The image of a path or of bytes with only its header read; the stream is closed at the end, or kept open."""
     if isinstance(source, bytes):
         stream: IO[bytes] = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
         stream = _open_file(source, name)
     else:
         raise ImageError(f"{name}: expected a path, bytes, a PIL image or a uint8 array, found {type(source).__name__}")
-    with stream:
+    with nullcontext() if keep_open else stream:
         start = stream.read(16)
         if not start:
             raise ImageError(f"{name}: the file is empty (0 bytes); copy it again or leave the sample out")
@@ -107,6 +201,8 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
 
 
 def _open_file(path: str | Path, name: str) -> IO[bytes]:
+    if os.path.exists(path) and not os.path.isdir(path):
+        regular_file(path, ImageError)  # opening a pipe would wait, and a device never ends
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -145,18 +241,23 @@ def _check_size(image: Image.Image, name: str, max_pixels: int, max_side: int) -
 
 
 def _decode(image: Image.Image, name: str, background: tuple[int, int, int], keep_grey: bool) -> Image.Image:
-    try:
+    with _damage_named(name):
         image.load()
-        # A plain image without metadata cannot carry an orientation; formats may keep it outside `info`.
-        if (type(image) is not Image.Image or image.info) and image.getexif().get(_ORIENTATION, 1) != 1:
+        if _has_metadata(image) and image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
+    return _to_rgb(image, name, background, keep_grey)
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:  # format plugins raise of every kind on broken data
         raise ImageError(
             f"{name}: the image is truncated or damaged ({_reason(error)}); copy it again or leave the sample out"
         ) from error
-    return _to_rgb(image, name, background, keep_grey)
 
 
 def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int], keep_grey: bool) -> Image.Image:

@@ -35,10 +35,11 @@ class Conversation:
 
     def add_image(self, path: str | Path) -> None:
         """Put an image before the next question. Raises ImageError when it cannot be read."""
-        from unclipped.images.decode import load_image
+        from unclipped.images.prepare import decoded
 
         path = os.path.expanduser(path)  # not a Path, which would take a slash from an address and make it unknown
-        self.waiting.append(ImagePart(load_image(path), name=path))
+        # Decoded now, so that a wrong path is said at once and the file may change later; by the model's own rule.
+        self.waiting.append(ImagePart(decoded(ImagePart(path), self.engine.image_rule), name=path))
 
     def clear(self) -> None:
         """Forget all turns and waiting images."""

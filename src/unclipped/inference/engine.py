@@ -15,6 +15,7 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.data.collate import collate_prompts
 from unclipped.data.encoding import Example, encode_prompt
 from unclipped.data.sample import Sample
+from unclipped.images.config import ImageRule
 from unclipped.inference.greedy import greedy_steps, up_to_end
 from unclipped.inference.messages import Messages, sample_from_messages
 
@@ -80,6 +81,11 @@ class Engine:
             raise UsageError("Engine: neither the model nor its tokenizer names an end token; set eos_token")
         self.end_ids = {int(token) for token in ends}
         self.suppressed_ids = sorted({model.config.image_token_id, *_as_list(settings.suppress_tokens)} - {None})
+
+    @property
+    def image_rule(self) -> ImageRule:
+        """What is done to an image before the model's encoder."""
+        return self.processor.image_processor.image_rule
 
     def encode(self, request: Request, name: str = "request") -> Example:
         """A request as a prompt: ids up to where the answer begins, and its images' patches."""

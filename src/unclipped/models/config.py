@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from unclipped.connectors.config import parse_connector
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
+from unclipped.images.config import BROADCAST, ImageRule
 
 
-class ImageSettings(FrozenConfig):
-    """Changes of the image rule that the encoder suggests; a field left out keeps the suggestion."""
+def _optional(name: str) -> tuple[Any, Any]:
+    """A field of `ImageRule` that may be left out; pairs and channels also take one number, as the rule does."""
+    field = ImageRule.model_fields[name]
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # with ranges
+    if name in BROADCAST:
+        several = next(part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is tuple)
+        kind = kind | get_args(several)[0]
+    return kind | None, Field(default=None, description=field.description)
 
-    rule: Literal["native", "squash", "pad", "crop"] | None = None
-    """native: own size and aspect under a token budget; squash, pad, crop: the fixed `size`."""
-    size: tuple[int, int] | int | None = None
-    """(height, width) in px for squash, pad and crop; a multiple of patch times merge."""
-    merge: tuple[int, int] | int | None = None
-    """(rows, columns) of patches that sides are rounded to; by default what the connector merges."""
-    min_tokens: int | None = None
-    """native: smallest number of visual tokens."""
-    max_tokens: int | None = None
-    """native: budget in visual tokens, never exceeded."""
-    fixed_height: int | None = None
-    """native: height in px of every image, the width following the aspect (text lines)."""
-    native_variant: Literal["area", "qwen2_vl", "siglip2"] | None = None
-    """native: the arithmetic of the target size."""
-    shorter_side: int | None = None
-    """crop: px that the shorter side is scaled to first."""
-    mean: tuple[float, ...] | float | None = None
-    """Mean of each channel on values in 0..1."""
-    std: tuple[float, ...] | float | None = None
-    """Standard deviation of each channel on values in 0..1."""
-    channels: Literal[1, 3] | None = None
-    """3 for RGB, 1 for luminance; an encoder made from a language model is built for it."""
-    resample: Literal["bicubic", "bilinear"] | None = None
-    """Filter of the resize."""
-    background: tuple[int, int, int] | None = None
-    """RGB in 0..255 behind transparency and around a padded image."""
-    max_pixels: int | None = None
-    """Images of more pixels are refused before they are decoded."""
-    max_side: int | None = None
-    """Images with a longer side, in px, are refused before they are decoded."""
+
+_fields: dict[str, Any] = {name: _optional(name) for name in ImageRule.model_fields if name != "patch_size"}
+_OptionalRule: Any = create_model("_OptionalRule", __base__=FrozenConfig, **_fields)
+
+
+class ImageSettings(_OptionalRule):
+    """Changes of the image rule that the encoder suggests; a field left out keeps the suggestion.
+
+    Its fields are those of `ImageRule`, but for the patch, which belongs to the encoder.
+    """
 
     def given(self) -> dict[str, Any]:
         """The fields that were set."""

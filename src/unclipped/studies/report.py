@@ -145,9 +145,10 @@ def image_uri(item: GalleryItem) -> dict[str, Any] | None:
     """
     if item.image is None:
         return None
-    from unclipped.images.decode import load_image
+    from unclipped.images.part import ImagePart
+    from unclipped.images.prepare import decoded
 
-    image = load_image(item.image)
+    image = decoded(ImagePart(item.image))
     is_small = image.width * image.height <= _SMALL_PIXELS
     if not is_small:
         image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))

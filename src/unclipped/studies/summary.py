@@ -222,10 +222,11 @@ def _in_turn(predictions: Sequence[Prediction], is_right: Mapping[int, bool], co
 
 def _save_examples(gallery: Sequence[GalleryItem], folder: Path, config: ExperimentConfig) -> None:
     """Images to try the chat command on: those of the wanted category and rightly answered ones first."""
-    from unclipped.images.decode import load_image
+    from unclipped.images.part import ImagePart
+    from unclipped.images.prepare import decoded
 
     pictures = [(item.image, item) for item in gallery if item.image is not None]
     pictures.sort(key=lambda pair: (pair[1].category != config.chat_category, not pair[1].is_right))
     for number, (image, _) in enumerate(pictures[: config.chat_examples], start=1):
         folder.mkdir(parents=True, exist_ok=True)
-        load_image(image).save(folder / f"{number}.png")
+        decoded(ImagePart(image)).save(folder / f"{number}.png")

@@ -17,7 +17,7 @@ from unclipped.data.sample import ImagePart
 from unclipped.data.views import MultiCrop
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
-from unclipped.images.decode import load_image
+from unclipped.images.prepare import decoded, normalised
 from unclipped.objectives.block_masks import block_mask
 from unclipped.objectives.dino_side import DINO_HEADS, DinoHeads, save_dino_heads
 from unclipped.objectives.dinov2 import DinoV2Objective
@@ -61,11 +61,11 @@ class CropExamples:
         channels, small = self.rule.channels, self.local_size
         global_crops = [view[number] for number in range(2) for view in views]
         local_crops = [view[2 + number] for number in range(self.options.local_crops) for view in views]
-        none = np.zeros((0, small, small, channels), dtype=np.uint8)
+        none = torch.zeros((0, channels, small, small), dtype=torch.uint8)
         masks = [self._mask(index, number) for number in range(2) for index in indices]
         return {
-            "global_crops": normalised(np.stack(global_crops), self.rule),
-            "local_crops": normalised(np.stack(local_crops) if local_crops else none, self.rule),
+            "global_crops": normalised(_planes(global_crops), self.rule),
+            "local_crops": normalised(_planes(local_crops) if local_crops else none, self.rule),
             "mask": torch.from_numpy(np.stack(masks)),
             "sample_ids": [name for name, _ in loaded],
         }
@@ -80,12 +80,8 @@ class CropExamples:
         if not parts:
             raise DataError(f"sample {item.id}: has no image, which dinov2 needs")
         generator = np.random.default_rng([self.seed, index, 31])
-        part, rule = parts[int(generator.integers(len(parts)))], self.rule
-        image = load_image(
-            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
-        )
-        mode = "L" if rule.channels == 1 else "RGB"
-        return item.id, self.crop(image if image.mode == mode else image.convert(mode), generator)
+        part = parts[int(generator.integers(len(parts)))]
+        return item.id, self.crop(decoded(part, self.rule), generator)
 
     def _mask(self, index: int, number: int) -> np.ndarray:
         """(patches,) bool of global crop `number`."""
@@ -95,12 +91,9 @@ class CropExamples:
         return block_mask(self.grid, count, generator).reshape(-1)
 
 
-def normalised(crops: np.ndarray, rule: ImageRule) -> Tensor:
-    """(N, side, side, C) uint8 → (N, C, side, side) on the encoder's scale."""
-    planes = torch.from_numpy(crops).permute(0, 3, 1, 2)
-    pixels = planes.to(torch.float32, memory_format=torch.contiguous_format)  # once, then in place
-    mean, std = torch.tensor(rule.mean).view(-1, 1, 1), torch.tensor(rule.std).view(-1, 1, 1)
-    return pixels.div_(255).sub_(mean).div_(std)
+def _planes(crops: Sequence[np.ndarray]) -> Tensor:
+    """N crops (side, side, C) → (N, C, side, side) uint8."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
 def dinov2_job(config: PretrainConfig) -> Job:

@@ -21,8 +21,7 @@ from unclipped.encoders.hf import keep_as_buffer
 from unclipped.encoders.spec import declare_objective
 from unclipped.encoders.vit_mae_init import fill_table
 from unclipped.images.config import ImageRule
-from unclipped.images.decode import load_image
-from unclipped.images.rules import apply_rule
+from unclipped.images.prepare import normalised, pixels
 from unclipped.objectives.autoencoder_folder import decoder_options
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderObjective
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
@@ -168,15 +167,15 @@ class ImageExamples:
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """`pixel_values` (batch, channels, side, side), `noise` (batch, patches), `sample_ids`."""
         loaded = [self.mixture.first_good(index, lambda item, i=index: self._image(item, i)) for index in indices]
-        pixels = torch.from_numpy(np.stack([image for _, image in loaded])).permute(0, 3, 1, 2)  # (B, C, side, side)
+        planes = torch.from_numpy(np.stack([image for _, image in loaded])).permute(0, 3, 1, 2)  # (B, C, side, side)
         generators = [np.random.default_rng([self.seed, index, 11]) for index in indices]
         noise = np.stack([g.random(self.num_patches, dtype=np.float32) for g in generators])  # (B, patches)
         if self.flip:
             mirrored = torch.tensor([bool(g.random() < 0.5) for g in generators])
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+            planes = torch.where(mirrored[:, None, None, None], planes.flip(-1), planes)
         step = self.first + (indices[0] - self.first) // self.batch_size  # a number that no other stage has
         return {
-            "pixel_values": self.normalise(self._window(pixels.float() / 255, step)),
+            "pixel_values": normalised(self._window(planes.float() / 255, step), self.rule),
             "noise": torch.from_numpy(noise),
             "sample_ids": [name for name, _ in loaded],
         }
@@ -189,20 +188,14 @@ class ImageExamples:
             self._prepared = PreparedImages(self.mixture, shape, draws=self.draws, at_once=self._at_once)
         return self._prepared
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(…, C, H, W) in 0..1 -> the encoder's scale."""
-        mean = torch.tensor(self.rule.mean).view(-1, 1, 1)
-        std = torch.tensor(self.rule.std).view(-1, 1, 1)
-        return (pixels - mean) / std
-
-    def _window(self, pixels: Tensor, step: int) -> Tensor:
+    def _window(self, planes: Tensor, step: int) -> Tensor:
         """One random square window for the whole batch, stretched back to the full side."""
         if self.smallest_window == self.side:
-            return pixels
+            return planes
         generator = np.random.default_rng([self.seed, step, 12])
         side = int(generator.integers(self.smallest_window, self.side + 1))
         top, left = (int(v) for v in generator.integers(0, self.side - side + 1, size=2))
-        window = pixels[:, :, top : top + side, left : left + side]  # (B, C, window, window)
+        window = planes[:, :, top : top + side, left : left + side]  # (B, C, window, window)
         if side == self.side:
             return window
         return F.interpolate(window, size=(self.side, self.side), mode="bilinear", align_corners=False)
@@ -216,14 +209,9 @@ class ImageExamples:
         place = self.mixture.place(index)
         if (kept := self.prepared.get(place, which)) is not None:
             return item.id, kept
-        part, rule = parts[which], self.rule
-        image = load_image(
-            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
-        )
-        pixels = np.asarray(apply_rule(image.convert("L" if rule.channels == 1 else "RGB"), rule))
-        pixels = pixels.reshape(self.side, self.side, rule.channels)
-        self.prepared.put(place, which, pixels)
-        return item.id, pixels
+        image = pixels(parts[which], self.rule)
+        self.prepared.put(place, which, image)
+        return item.id, image
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         """All images are equally large."""

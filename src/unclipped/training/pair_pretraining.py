@@ -17,8 +17,7 @@ from unclipped.data.pairs import pair_of
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.spec import declare_objective
 from unclipped.images.config import ImageRule
-from unclipped.images.decode import load_image
-from unclipped.images.rules import apply_rule
+from unclipped.images.prepare import normalised, pixels
 from unclipped.objectives.base import Objective
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.side_files import fill_side
@@ -56,11 +55,10 @@ class PairExamples:
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """`pixel_values` (B, C, S, S), normalised; `input_ids` and `attention_mask` int64 (B, T); `sample_ids`."""
         pairs = [self.mixture.first_good(index, self._pair) for index in indices]
-        pixels = torch.from_numpy(np.stack([pixels for _, pixels, _ in pairs])).permute(0, 3, 1, 2)  # (B, C, S, S)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.rule.mean, self.rule.std))
+        planes = torch.from_numpy(np.stack([image for _, image, _ in pairs])).permute(0, 3, 1, 2)  # (B, C, S, S)
         ids, mask = self.captions.batch([row for _, _, row in pairs])
         return {
-            "pixel_values": (pixels.float() / 255 - mean) / std,
+            "pixel_values": normalised(planes, self.rule),
             "input_ids": ids,
             "attention_mask": mask,
             "sample_ids": [name for name, _, _ in pairs],
@@ -73,12 +71,8 @@ class PairExamples:
     def _pair(self, item: Any) -> tuple[str, np.ndarray, list[int]]:
         """(sample id, uint8 (S, S, C), token ids)."""
         part, caption = pair_of(item)
-        row, rule = self.captions.row(caption, f"sample {item.id}"), self.rule
-        image = load_image(
-            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, background=rule.background
-        )
-        pixels = np.asarray(apply_rule(image.convert("L" if rule.channels == 1 else "RGB"), rule))
-        return item.id, pixels.reshape(*pixels.shape[:2], rule.channels), row
+        row = self.captions.row(caption, f"sample {item.id}")
+        return item.id, pixels(part, self.rule), row
 
 
 def pair_job(

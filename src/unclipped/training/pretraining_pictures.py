@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unclipped.core.errors import UnclippedError
 from unclipped.images.config import ImageRule
 from unclipped.images.patches import patchify, unpatchify
+from unclipped.images.prepare import shown
 from unclipped.objectives.base import Batch, Objective
 from unclipped.objectives.health import patch_colours, undisturbed
 from unclipped.objectives.masked_autoencoder import EPSILON, MaskedAutoencoder, MaskedAutoencoderObjective
@@ -88,18 +89,18 @@ def reconstruction(model: MaskedAutoencoder, batch: Batch, rule: ImageRule) -> l
     grey = torch.zeros_like(predicted)  # the mean colour, on the normalised scale
     columns = (true, true.scatter(1, places, grey), true.scatter(1, places, predicted))
     grid = pixels.shape[2] // height, pixels.shape[3] // width
-    pictures = [_shown(unpatchify(column, grid, (height, width), channels), rule) for column in columns]
+    pictures = [shown(unpatchify(column, grid, (height, width), channels), rule) for column in columns]
     return [list(row) for row in zip(*pictures, strict=True)]
 
 
 def _views(batch: Batch, rule: ImageRule) -> list[list[np.ndarray]]:
     """The batch's images: a row for each with all its crops, or several images in a row where each has one view."""
     if "global_crops" not in batch:
-        pictures = list(_shown(batch["pixel_values"], rule))
+        pictures = list(shown(batch["pixel_values"], rule))
         columns = min(len(pictures), _IMAGES)
         pictures = pictures[: len(pictures) // columns * columns][: _IMAGES * columns]
         return [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    crops = [*_shown(batch["global_crops"], rule), *_shown(batch["local_crops"], rule)]
+    crops = [*shown(batch["global_crops"], rule), *shown(batch["local_crops"], rule)]
     images = len(batch["global_crops"]) // 2  # crops number i, i + images, i + 2·images… are those of image i
     return [crops[image::images] for image in range(min(images, _IMAGES))]
 
@@ -111,7 +112,7 @@ def _patch_pictures(trunk: Trunk, batch: Batch, rule: ImageRule) -> list[list[np
     height, width = trunk.patch_size
     grid = pixels.shape[2] // height, pixels.shape[3] // width
     colours = patch_colours(trunk(pixels).patches, grid)  # (B, h, w, 3)
-    return [list(_shown(pixels, rule)), list(colours.repeat(height, axis=1).repeat(width, axis=2))]
+    return [list(shown(pixels, rule)), list(colours.repeat(height, axis=1).repeat(width, axis=2))]
 
 
 def _trunk_of(objective: Objective) -> Trunk | None:
@@ -122,14 +123,6 @@ def _trunk_of(objective: Objective) -> Trunk | None:
         if isinstance(owner, nn.Module) and isinstance(trunk, Trunk):
             return trunk
     return None
-
-
-def _shown(pixels: Tensor, rule: ImageRule) -> np.ndarray:
-    """(B, C, H, W), normalised → (B, H, W, C) uint8."""
-    values = pixels.detach().float().cpu()
-    mean, std = (torch.tensor(row).view(-1, 1, 1) for row in (rule.mean, rule.std))
-    levels = ((values * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).numpy()
 
 
 def _write(sheet: Image.Image, path: Path) -> Path:

@@ -19,12 +19,12 @@ from unclipped.evaluation.probes.features import (
     RawPixels,
     digests_of,
     extract,
-    prepared,
     probe_rule,
     random_weights,
     raw_rule,
 )
 from unclipped.images.patches import patchify, unpatchify
+from unclipped.images.prepare import prepare
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def take(extractor: EncoderExtractor | RawPixels, parts: list[ImagePart], folder
 @torch.no_grad()
 def test_features_are_the_encoders(extractor: EncoderExtractor, parts: list[ImagePart], tmp_path: Path) -> None:
     found = take(extractor, parts, tmp_path / "features")
-    patches = torch.stack([prepared(part, extractor.rule) for part in parts])  # (10, 4, values)
+    patches = torch.stack([prepare(part, extractor.rule).patches for part in parts])  # (10, 4, values)
     grids = torch.tensor([[1, 2, 2]] * len(parts))
     last = extractor.encoder(patches.flatten(0, 1), grids).view(10, 4, -1)
     planes = unpatchify(patches, (2, 2), (8, 8))

@@ -177,7 +177,7 @@ def cut(folder: Path) -> None:
         (without_a_mask, r"validation/ADE_valid_00000002\.jpg: no mask .*; add it or remove the image"),
         (of_another_size, r"00000001\.png: 4x5 px, but its image .*00000001\.jpg has 24x32 \(height x width\)"),
         (of_a_class_too_many, r"ADE_train_00000003\.png: value 151 is no class \(1 to 150\) and not ignore \(0\)"),
-        (cut, r"ADE_train_00000000\.png: cannot be read"),
+        (cut, r"mask .*ADE_train_00000000\.png: not an image of a known format, or cut off"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_the_encoder_works(

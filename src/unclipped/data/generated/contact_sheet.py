@@ -10,7 +10,7 @@ from unclipped.data.generated.lettering import letter
 from unclipped.data.generated.scene import INK
 from unclipped.data.sample import Sample
 from unclipped.data.sources import Source
-from unclipped.images.decode import load_image
+from unclipped.images.prepare import decoded
 
 MARGIN, FONT_SIZE, LINE = 8, 11, 15  # px
 
@@ -44,8 +44,7 @@ def sheet_of(pictures: Sequence[Image.Image], texts: Sequence[str], *, columns: 
 def _picture(sample: Sample) -> Image.Image:
     if not sample.images:
         return Image.new("RGB", (160, 4), (225, 225, 225))
-    image = sample.images[0].source
-    return image if isinstance(image, Image.Image) else load_image(image)
+    return decoded(sample.images[0])
 
 
 def _wrap(text: str, width: int) -> list[str]:

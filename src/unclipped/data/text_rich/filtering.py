@@ -29,8 +29,8 @@ from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.sources import SelectedSource, Source, image_key
 
 if TYPE_CHECKING:
-    from unclipped.data.sample import ImageSource
     from unclipped.data.text_rich.detector import TextRichScorer
+    from unclipped.images.part import ImageSource
 
 logger = logging.getLogger("unclipped.data")
 
@@ -149,10 +149,10 @@ def scores_of(source: Source) -> np.ndarray:
 
 def _scoring(scorer: TextRichScorer) -> Callable[[ImagePart], float]:
     """The score of an image; those of the last files are kept, as several questions may be about one image."""
-    from unclipped.images.decode import load_image
+    from unclipped.images.prepare import decoded
 
     def score(image: ImageSource, name: str) -> float:
-        return scorer.score(load_image(image, name=name))
+        return scorer.score(decoded(ImagePart(image, name)))
 
     @lru_cache(maxsize=1024)
     def score_of_file(path: str | Path, name: str) -> float:

@@ -29,7 +29,7 @@ from torch.nn import functional
 from unclipped.data.config import SourceConfig
 from unclipped.data.generated.registry import open_generated
 from unclipped.data.generated.scene import Scene
-from unclipped.data.sample import Sample
+from unclipped.data.sample import ImagePart, Sample
 from unclipped.data.sources import open_source
 from unclipped.data.text_rich.detector import (
     CELL,
@@ -42,7 +42,8 @@ from unclipped.data.text_rich.detector import (
     normalised,
     surest,
 )
-from unclipped.images.decode import load_image
+from unclipped.images.config import ImageRule
+from unclipped.images.prepare import decoded
 
 SUMMARY = "Train the text detector of the filter text_rich, measure it and write its weights."
 CROP = 128  # px a side of a training image
@@ -53,6 +54,7 @@ CALIBRATION = 600  # whole images of each kind from which the score is fitted
 
 FONTS = ["sans", "sans-bold", "sans-oblique", "mono", "mono-bold", "serif", "serif-bold", "serif-italic"]
 _TEXT = {"fonts": FONTS, "word_length": [3, 8], "digits": [1, 5]}
+GREY = ImageRule(channels=1)
 KINDS: dict[str, dict[str, Any]] = {
     "characters": {**_TEXT, "size": [120, 160], "lines": [1, 4], "items": [1, 2], "font_size": [8, 30]},
     "receipts": {**_TEXT, "size": [160, 160], "words": "syllables", "digits": [1, 3], "font_size": [7, 14]},
@@ -167,7 +169,7 @@ def images_of(folder: Path, split: str, most: int) -> list[Image.Image]:
         found.setdefault(sample.images[0].label, sample)
     samples = list(found.values())
     chosen = [samples[place] for place in np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int)]
-    return [load_image(sample.images[0].source, name=sample.images[0].label) for sample in chosen]
+    return [decoded(sample.images[0]) for sample in chosen]
 
 
 def training_image(
@@ -225,7 +227,7 @@ def _worn(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.4:
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=int(rng.integers(25, 90)))
-        image = Image.open(stream)
+        image = decoded(ImagePart(stream.getvalue()), GREY)
     return np.asarray(image)
 
 

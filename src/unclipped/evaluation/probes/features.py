@@ -28,8 +28,8 @@ from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder
 from unclipped.images.config import ImageRule
-from unclipped.images.decode import load_image
-from unclipped.images.preprocess import preprocess_image
+from unclipped.images.decode import read_header
+from unclipped.images.prepare import prepare
 
 CHUNK = 512
 """Images in one file of features."""
@@ -151,14 +151,11 @@ def weights_digest(module: torch.nn.Module) -> str:
 
 
 def image_digest(part: ImagePart) -> str:
-    """A digest of an image's file or pixels. Raises ImageError through the decoder's own checks only later."""
+    """A digest of an image's file or pixels. Raises ImageError when the header cannot be read."""
     source = part.source
     if isinstance(source, str | Path):
-        try:
-            data = Path(source).read_bytes()
-        except OSError:
-            load_image(source, name=part.label)  # raises the error that names file and remedy
-            raise
+        read_header(source, part.label)  # raises the error that names file and remedy
+        data = Path(source).read_bytes()
     elif isinstance(source, bytes):
         data = source
     else:
@@ -215,16 +212,12 @@ def _chunk_features(
     parts = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        patches = torch.stack(list(pool.map(lambda part: prepared(part, extractor.rule), batch)))  # (B, n, C·ph·pw)
+        patches = torch.stack(
+            list(pool.map(lambda part: prepare(part, extractor.rule).patches, batch))
+        )  # (B, n, C·ph·pw)
         parts.append(extractor(patches, kind))
         counter.advance(len(batch))
     return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-
-
-def prepared(part: ImagePart, rule: ImageRule) -> Tensor:
-    """One image as normalised patches (n, C·ph·pw). Raises ImageError that names the image."""
-    image = load_image(part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, keep_grey=True)
-    return preprocess_image(image, rule)[0]
 
 
 def _key(extractor: Extractor, kind: Kind, digests: Sequence[str]) -> str:

@@ -35,9 +35,7 @@ from unclipped.evaluation.probes.data import LabelledImage, LabelledSet
 from unclipped.evaluation.probes.features import WORKERS, EncoderExtractor, grid_of_rule, pooled
 from unclipped.evaluation.probes.linear import batches
 from unclipped.images.config import ImageRule
-from unclipped.images.decode import load_image
-from unclipped.images.preprocess import preprocess_image
-from unclipped.images.rules import apply_rule
+from unclipped.images.prepare import packed, prepare, resized
 from unclipped.training.config import StageConfig
 from unclipped.training.device import repeated_blocks
 from unclipped.training.optim import build_scheduler
@@ -133,7 +131,7 @@ class Pictures:
 
     def batch(self, indices: Sequence[int], pool: ThreadPoolExecutor) -> Tensor:
         """Patches (B, n, C·ph·pw) of whole images."""
-        return torch.stack([preprocess_image(image, self.rule)[0] for image in pool.map(self._prepared, indices)])
+        return torch.stack([packed(image, self.rule).patches for image in pool.map(self._resized, indices)])
 
     def views(self, indices: Sequence[int], first: int, views: TrainingViews, seed: int, pool: Any) -> Tensor:
         """Patches (B, n, C·ph·pw) of random views; `first` is the number of the first draw."""
@@ -143,22 +141,18 @@ class Pictures:
         config = views.of_size(rows)
 
         def one(draw: int, index: int) -> Tensor:
-            part, rule = self.images[index], self.rule
-            image = load_image(part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side)
-            pixels = view(image, config, np.random.default_rng([seed, draw, 21]))  # (side, side, 3)
-            return preprocess_image(Image.fromarray(pixels), rule)[0]
+            def changed(image: Image.Image) -> Image.Image:
+                return Image.fromarray(view(image, config, np.random.default_rng([seed, draw, 21])))  # (side, side, 3)
+
+            return prepare(self.images[index], self.rule, changed).patches
 
         return torch.stack(list(pool.map(one, range(first, first + len(indices)), indices)))
 
-    def _prepared(self, index: int) -> Image.Image:
+    def _resized(self, index: int) -> Image.Image:
         """The image at the rule's size, kept while there is room."""
         if index in self._whole:
             return self._whole[index]
-        part, rule = self.images[index], self.rule
-        image = load_image(
-            part.source, name=part.label, max_pixels=rule.max_pixels, max_side=rule.max_side, keep_grey=True
-        )
-        image = apply_rule(image, rule)
+        image = resized(self.images[index], self.rule)
         size = image.width * image.height * len(image.getbands())
         if self._held + size <= _CACHE_BYTES:
             self._held += size

@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.augment import image_size
 from unclipped.data.generated.masks import class_mask
 from unclipped.data.generated.registry import open_generated
 from unclipped.data.generated.source import GeneratedSource
@@ -28,6 +27,7 @@ from unclipped.data.readers.folder import is_image_name, walk
 from unclipped.data.sample import ImagePart
 from unclipped.data.sources import expanded
 from unclipped.evaluation.probes.config import GENERATED_TEST, GENERATED_TRAIN, SegmentationConfig
+from unclipped.images.decode import label_map, read_header
 
 Mask = NDArray[np.uint8]
 
@@ -191,16 +191,8 @@ def _from_folders(images: Path, masks: Path, numbering: Numbering, limit: int | 
 def read_mask(path: Path, image: ImagePart) -> Mask:
     """The values of a mask file of mode L or P. Raises DataError for another mode, and for a size that is not the
     image's."""
-    try:
-        with Image.open(path) as opened:
-            if opened.mode not in ("L", "P"):
-                raise DataError(
-                    f"mask {path}: mode {opened.mode}; expected one byte a pixel (L or P), its class number"
-                )
-            values = np.array(opened, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"mask {path}: cannot be read ({error}); save it again as PNG") from None
-    height, width = image_size(image)
+    values = label_map(path, f"mask {path}")
+    height, width, _ = read_header(image.source, image.label)
     if values.shape != (height, width):
         raise DataError(
             f"mask {path}: {values.shape[0]}x{values.shape[1]} px, but its image {image.label} has {height}x{width} "
