@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def open_reader(config: SourceConfig) -> Source:
         return _open_text(path, config)
     if holds_shards(config):  # may be a pattern too
         return open_tar(config)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"source {path}: no such file or folder")
     if kind == "images":
         return FolderSource(config)

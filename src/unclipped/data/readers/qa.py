@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from unclipped.core.bounded import check_format
 from unclipped.core.errors import UsageError, nearest
 from unclipped.data.config import SourceConfig
 from unclipped.data.readers.common import PLACEHOLDER, Place, images_of, optional_text, place_images, required, text_of
 from unclipped.data.sample import Sample, TextPart, Turn
 
 OPTIONS = ("prompt", "answer_case")
+MAX_PROMPT = 10_000
+"""Characters of the option `prompt`."""
 
 
 def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> None:
@@ -32,13 +35,15 @@ def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> Non
             f"found {config.options['answer_case']!r}"
         )
     prompt = config.options.get("prompt", "{question}")
-    try:
-        prompt.format(question="", choices="")
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+    if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
         raise UsageError(
-            f"source {config.source}: option prompt: expected text, with {{question}} and {{choices}} where they "
-            f"belong, found {prompt!r}"
-        ) from None
+            f"source {config.source}: option prompt: expected text of at most {MAX_PROMPT:,} characters, with "
+            f"{{question}} and {{choices}} where they belong, found {prompt!r:.80}"
+        )
+    try:
+        check_format(prompt, ("question", "choices"))
+    except ValueError as error:
+        raise UsageError(f"source {config.source}: option prompt: {error}") from None
 
 
 def parse_qa(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:
