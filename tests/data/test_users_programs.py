@@ -75,9 +75,12 @@ def test_a_prompt_that_is_more_than_plain_fields_is_refused(tmp_path: Path, prom
 
 @pytest.mark.parametrize(
     "pattern",
-    ["d-{0..999999999999}.tar", "d-{0..999}{0..999}{0..999}.tar", "d" + "{a,b}" * 40 + ".tar", "d{0..2000}" + "{a}" * 800 + ".tar"],
+    ["{0..999999999999}.tar", "{0..999}{0..999}.tar", "{a,b}" * 40 + ".tar", "{0..200}" + "{a}" * 800 + ".tar"],
 )  # fmt: skip
-def test_braces_that_name_too_many_shards_are_counted_before_they_are_expanded(pattern: str) -> None:
+def test_braces_that_name_too_many_shards_are_counted_before_they_are_expanded(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unclipped.data.readers.tar.MAX_NAMES", 10_000)
     with pytest.raises(UsageError, match="the limit"):
         open_source(SourceConfig(source=pattern, format="tar"))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import typer
+
+from unclipped.core.errors import UsageError
 
 HELP = """Train, evaluate and report a small vision-language model. No GPU, no network, no data set is needed.
 
@@ -41,6 +44,8 @@ def quickstart(
     """Run the quickstart (see HELP)."""
     from unclipped.cli.record import run_folder
 
+    if minutes is not None and math.isnan(minutes):  # which no range keeps out
+        raise UsageError("--minutes: expected a number from 0.5 to 600, found nan")
     with run_folder(output, resume=resume):
         from unclipped.cli.quickstart_run import run
 

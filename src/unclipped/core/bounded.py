@@ -19,9 +19,6 @@ from typing import Any
 
 from unclipped.core.errors import DataError, UnclippedError
 
-if sys.platform == "linux":
-    import resource
-
 SECONDS = 5.0
 """Time that a user's program may take."""
 MEMORY = 1 << 30
@@ -137,6 +134,8 @@ def _lower_memory(more: int) -> None:
     global _memory_depth, _memory_before
     if sys.platform != "linux":
         return
+    import resource
+
     with _memory_lock:
         _memory_depth += 1
         if _memory_depth > 1:
@@ -158,6 +157,8 @@ def _restore_memory() -> None:
     global _memory_depth, _memory_before
     if sys.platform != "linux":
         return
+    import resource
+
     with _memory_lock:
         _memory_depth -= 1
         if _memory_depth == 0 and _memory_before is not None:

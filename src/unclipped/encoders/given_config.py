@@ -1,27 +1,31 @@
 """Transformers configurations from fields that a user gives: names, types and sizes checked before anything is built.
 
-Transformers takes most values as they come, and fails or hangs where they are used, or builds something else in silence.
+Transformers takes most values as they come: it fails or hangs where they are used, or builds something else.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unclipped.core.bounded import bounded
-from unclipped.core.errors import UsageError, guarded, nearest
+from unclipped.core.errors import UnclippedError, UsageError, nearest
+from unclipped.encoders.checkpoint import quiet
 from unclipped.encoders.llm_config import LLMVisionConfig
 
+T = TypeVar("T", int, float)
+
 MAX_PARAMETERS = 10**12
+"""Of a model that is built from fields."""
 _BUILD_SECONDS, _BUILD_MEMORY = 60, 4 << 30
-_MAX_WHOLE, _MAX_NUMBER = 10**9, 1e12
+_MAX_WHOLE = 10**9
 _MAX_TEXT, _MAX_ENTRIES, _MAX_DEPTH = 1000, 10_000, 8
 _RANGES = (
     (re.compile(r"(num(_\w+)?_layers|n_layers?|depth)$"), 1, 1024),
@@ -34,6 +38,16 @@ _RANGES = (
     (re.compile(r"(size|dim|channels|n_embd|n_positions|max_position_embeddings)$"), 1, _MAX_WHOLE),
 )
 """Ranges of whole numbers by the ends of their names; the first that fits counts."""
+_NUMBER_RANGES = (
+    (re.compile(r"(dropout|pdrop|prob|drop_path_rate)$"), 0.0, 1.0),
+    (re.compile(r"(eps|epsilon|theta|ratio|std|initializer_range)$"), 0.0, 1e12),
+)
+_DIVIDED = (
+    ("hidden_size", "num_attention_heads"),
+    ("decoder_hidden_size", "decoder_num_attention_heads"),
+    ("num_attention_heads", "num_key_value_heads"),
+)
+"""Fields of which the second divides the first; widths only where heads have no width of their own."""
 
 
 def config_from_fields(model_type: Any, fields: Mapping[str, Any], where: str) -> PreTrainedConfig:
@@ -56,8 +70,16 @@ def _checked_config(model_type: Any, fields: Mapping[str, Any], where: str) -> P
     if model_type == LLMVisionConfig.model_type and isinstance(inner := given.get("text_config"), dict):
         decoder = {name: value for name, value in inner.items() if name != "model_type"}
         given["text_config"] = _checked_config(inner.get("model_type", "qwen3"), decoder, f"{where}.text_config")
-    with guarded(lambda reason: UsageError(f"{where}: no {model_type} can be built from these fields ({reason})")):
-        return AutoConfig.for_model(model_type, **given)
+    with _explained(f"{where}: no {model_type} can be built from these fields"):
+        config = AutoConfig.for_model(model_type, **given)
+    for width, heads in _DIVIDED:
+        whole: Any = getattr(config, width, None)
+        part: Any = getattr(config, heads, None)
+        counts = width.endswith("heads") or not hasattr(config, "head_dim")
+        if counts and _is_whole(whole) and _is_whole(part) and whole % part:
+            said = f"{width} ({whole}) is no multiple of {heads} ({part})"
+            raise UsageError(f"{where}: no {model_type} can be built from these fields: {said}; change one of the two")
+    return config
 
 
 def known_config(model_type: Any, where: str) -> PreTrainedConfig:
@@ -65,9 +87,9 @@ def known_config(model_type: Any, where: str) -> PreTrainedConfig:
     if model_type == LLMVisionConfig.model_type:
         return LLMVisionConfig()
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        valid = nearest(str(model_type)[:80], CONFIG_MAPPING.keys()).partition("; valid:")[0]
-        raise UsageError(f"{where}.model_type: unknown '{model_type!s:.80}'; {valid}")
-    with guarded(lambda reason: UsageError(f"{where}.model_type: {model_type} has no defaults to start from ({reason})")):
+        hint = nearest(str(model_type)[:80], CONFIG_MAPPING.keys()).partition("valid:")[0]
+        raise UsageError(f"{where}.model_type: unknown '{model_type!s:.80}'; {hint}give one of transformers' types")
+    with _explained(f"{where}.model_type: {model_type} has no defaults to start from"):
         return CONFIG_MAPPING[model_type]()
 
 
@@ -79,7 +101,7 @@ def check_fields(known: PreTrainedConfig, fields: Mapping[str, Any], where: str)
             hint = nearest(str(name)[:80], valid)
             raise UsageError(f"{where}.{name!s:.80}: {known.model_type} has no such field; {hint}")
         _check_bounds(name, value, f"{where}.{name}")
-        _check_type(value, getattr(known, name), f"{where}.{name}")
+        _check_type(value, getattr(known, name), f"{where}.{name}: {known.model_type}")
 
 
 def _check_type(value: Any, default: Any, where: str) -> None:
@@ -100,7 +122,7 @@ def _check_type(value: Any, default: Any, where: str) -> None:
     else:
         return
     if not fits:
-        raise UsageError(f"{where}: expected {wanted}, found {_shown(value)}")
+        raise UsageError(f"{where} takes {wanted}, found {_shown(value)}")
 
 
 def _check_bounds(name: str, value: Any, where: str, depth: int = 0) -> None:
@@ -109,18 +131,23 @@ def _check_bounds(name: str, value: Any, where: str, depth: int = 0) -> None:
             raise UsageError(
                 f"{where}: expected at most {_MAX_ENTRIES:,} entries, {_MAX_DEPTH} levels deep; found {_shown(value)}"
             )
-        pairs = value.items() if isinstance(value, dict) else ((name, item) for item in value)
-        for key, item in pairs:
-            _check_bounds(str(key), item, where, depth + 1)
+        if isinstance(value, dict):
+            for key, item in value.items():
+                _check_bounds(str(key), item, f"{where}.{key!s:.80}", depth + 1)
+        else:
+            for item in value:
+                _check_bounds(name, item, where, depth + 1)
     elif isinstance(value, str):
         if len(value) > _MAX_TEXT:
             raise UsageError(f"{where}: expected at most {_MAX_TEXT:,} characters, found {len(value):,}")
     elif _is_whole(value):
-        low, high = next(((low, high) for ends, low, high in _RANGES if ends.search(name)), (-1, _MAX_WHOLE))
+        low, high = _range_of(name, _RANGES, (-1, _MAX_WHOLE))
         if not low <= value <= high:
             raise UsageError(f"{where}: expected a whole number from {low:,} to {high:,}, found {_shown(value)}")
-    elif isinstance(value, float) and not (math.isfinite(value) and abs(value) <= _MAX_NUMBER):
-        raise UsageError(f"{where}: expected a number from {-_MAX_NUMBER:g} to {_MAX_NUMBER:g}, found {value}")
+    elif isinstance(value, float):
+        low, high = _range_of(name, _NUMBER_RANGES, (-1e12, 1e12))
+        if not low <= value <= high:  # nan neither
+            raise UsageError(f"{where}: expected a number from {low:g} to {high:g}, found {value}")
 
 
 def check_size(config: PreTrainedConfig, where: str) -> None:
@@ -128,7 +155,7 @@ def check_size(config: PreTrainedConfig, where: str) -> None:
     complaint = f"{where}: no {config.model_type} can be built from these fields"
     with (
         bounded(complaint, seconds=_BUILD_SECONDS, memory=_BUILD_MEMORY, error=UsageError),
-        guarded(lambda reason: UsageError(f"{complaint} ({reason})")),
+        _explained(complaint),
         torch.device("meta"),
     ):
         count = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
@@ -140,6 +167,24 @@ def check_size(config: PreTrainedConfig, where: str) -> None:
             f"{where}: a model of {count:,} parameters needs {needed / 1e9:,.0f} GB of memory, and this machine has "
             f"{present / 1e9:,.0f}; make it smaller"
         )
+
+
+@contextmanager
+def _explained(complaint: str) -> Iterator[None]:
+    """Turn what transformers raises into a UsageError with all of its message, of which the first line often says
+    nothing, and keep what it prints from the terminal."""
+    try:
+        with quiet():
+            yield
+    except UnclippedError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{complaint} ({reason:.300})") from error
+
+
+def _range_of(name: str, ranges: Sequence[tuple[re.Pattern[str], T, T]], default: tuple[T, T]) -> tuple[T, T]:
+    return next(((low, high) for ends, low, high in ranges if ends.search(name)), default)
 
 
 def _is_whole(value: Any) -> bool:
