@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 from support.tiny_models import tiny_tokenizer
 from unclipped.core import bounded
-from unclipped.core.errors import CheckpointError, UsageError
+from unclipped.core.errors import CheckpointError, DataError, ImageError, UsageError
+from unclipped.data.augment import image_size
 from unclipped.data.chat import encoder_of
 from unclipped.data.config import SourceConfig
-from unclipped.data.sample import Sample, TextPart, Turn
+from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.data.sources import open_source
+from unclipped.evaluation.probes.features import image_digest
+from unclipped.images.decode import load_image
 from unclipped.models.chat import knows_images
 from unclipped.models.language import end_of_turn_ids
 
@@ -90,3 +94,20 @@ def test_nested_braces_and_wide_numbers_are_filled_in() -> None:
 
     assert _expanded("d-{008..010}-{a,b}") == ["d-008-a", "d-008-b", "d-009-a", "d-009-b", "d-010-a", "d-010-b"]
     assert _expanded("{x{0..1},y}") == ["x0", "y", "x1", "y"]
+
+
+@pytest.mark.parametrize("kind", ["auto", "qa", "llava", "parquet", "tar", "text"])
+def test_a_device_or_a_pipe_is_no_source(tmp_path: Path, kind: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("/dev/zero", str(tmp_path / "pipe.jsonl")):
+        with pytest.raises(DataError, match=r"device or a pipe|no such file|missing"):
+            open_source(SourceConfig(source=name, format=kind))
+
+
+def test_a_device_or_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("/dev/zero", str(tmp_path / "pipe.png")):
+        part = ImagePart(name, name)
+        for read in (lambda part: load_image(part.source), image_size, image_digest):
+            with pytest.raises(ImageError, match="a device or a pipe"):
+                read(part)

@@ -91,8 +91,14 @@ def complaint(item: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if isinstance(found, str | int | float | bool | None):
         text = repr(found)
         message += f" (found {text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + '…'})"
-    ranges = set(_ranges(schema, (), tuple(item["loc"])))
-    return f"{message}; expected {ranges.pop()}" if len(ranges) == 1 else message
+    expected = number_range(schema, (), tuple(item["loc"]))
+    return f"{message}; expected {expected}" if expected else message
+
+
+def number_range(annotation: Any, metadata: Sequence[Any], place: tuple[Any, ...] = ()) -> str | None:
+    """The range of the number that `place` leads to, in words; None where there is none, or more than one."""
+    ranges = set(_ranges(annotation, metadata, place))
+    return ranges.pop() if len(ranges) == 1 else None
 
 
 def _ranges(annotation: Any, metadata: Sequence[Any], place: tuple[Any, ...]) -> Iterator[str]:

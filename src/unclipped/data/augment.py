@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unclipped.core.documents import regular_file
 from unclipped.core.errors import ImageError
 from unclipped.data.config import (
     AugmentConfig,
@@ -84,6 +86,8 @@ def image_size(part: ImagePart) -> tuple[int, int]:
     if not isinstance(part.source, str | Path | bytes):
         return part.source.height, part.source.width
     try:
+        if not isinstance(part.source, bytes) and os.path.exists(part.source):
+            regular_file(part.source, ImageError)
         source = io.BytesIO(part.source) if isinstance(part.source, bytes) else part.source
         with Image.open(source) as image:
             sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)

@@ -19,7 +19,7 @@ class ColourConfig(FrozenConfig):
     """Random changes of colour, each drawn on its own, in this order: jitter, grey, blur, solarisation."""
 
     jitter: Share = 0.8
-    """Share that brightness, contrast, saturation and hue change, in a random order."""
+    """Probability that brightness, contrast, saturation and hue change, in a random order."""
     brightness: Share = 0.4
     """Largest relative change of all values: 0.4 draws a factor from 0.6 to 1.4."""
     contrast: Share = 0.4
@@ -29,13 +29,13 @@ class ColourConfig(FrozenConfig):
     hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     """Largest turn of the hue, as a share of the colour circle."""
     grey: Share = 0.2
-    """Share that the view loses its colour."""
+    """Probability that the view loses its colour."""
     blur: Share = 0.5
-    """Share of a Gaussian blur."""
+    """Probability of a Gaussian blur."""
     blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur in pixels of the view."""
     solarise: Share = 0.0
-    """Share that values from `solarise_from` on are inverted."""
+    """Probability that values from `solarise_from` on are inverted."""
     solarise_from: Annotated[Whole, Field(ge=0, le=255)] = 128
     """Smallest value that solarisation inverts."""
 
@@ -55,7 +55,7 @@ class ViewConfig(FrozenConfig):
     aspect: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     """Smallest and largest width of the window divided by its height; drawn evenly in the logarithm."""
     mirror: Share = 0.5
-    """Share that left and right change places."""
+    """Probability that left and right change places."""
     colours: ColourConfig | None = None
     """Changes of colour; null: none."""
     strict: bool = False

@@ -7,6 +7,7 @@ limit is an argument, it is applied to the header before anything is decoded, an
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unclipped.core.documents import regular_file
 from unclipped.core.errors import ImageError
 from unclipped.images.config import MAX_PIXELS, MAX_SIDE
 
@@ -107,6 +109,8 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
 
 
 def _open_file(path: str | Path, name: str) -> IO[bytes]:
+    if os.path.exists(path) and not os.path.isdir(path):
+        regular_file(path, ImageError)  # a pipe would be waited for, a device read without end
     try:
         return open(path, "rb")
     except FileNotFoundError:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import regular_file
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
 from unclipped.data.readers import qa
@@ -43,6 +44,8 @@ def open_reader(config: SourceConfig) -> Source:
         return FolderSource(config)
     if path.is_dir():
         path, kind = _file_of_split(path, config)
+    else:
+        regular_file(path)
     if kind == "auto":
         kind = _kind_by_name(path)
     if kind == "images":

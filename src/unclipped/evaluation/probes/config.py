@@ -116,7 +116,7 @@ class TrainingViews(FrozenConfig):
     aspect: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     """Smallest and largest width of the window divided by its height."""
     mirror: Share = 0.5
-    """Share that left and right change places; 0 where they carry meaning."""
+    """Probability that left and right change places; 0 where they carry meaning."""
     colours: ColourConfig | None = None
     """Changes of colour; null: none."""
 

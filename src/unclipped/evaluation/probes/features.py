@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unclipped.core.errors import UnclippedError, UsageError
+from unclipped.core.documents import regular_file
+from unclipped.core.errors import ImageError, UnclippedError, UsageError
 from unclipped.core.files import whole_file
 from unclipped.core.progress import Counter, counting
 from unclipped.data.sample import ImagePart
@@ -155,6 +156,8 @@ def image_digest(part: ImagePart) -> str:
     source = part.source
     if isinstance(source, str | Path):
         try:
+            if Path(source).exists():
+                regular_file(source, ImageError)
             data = Path(source).read_bytes()
         except OSError:
             load_image(source, name=part.label)  # raises the error that names file and remedy
