@@ -30,16 +30,15 @@ def endless() -> None:
 
 
 def test_an_endless_loop_ends_at_the_limit() -> None:
-    with pytest.raises(DataError, match=r"^template x: runs longer than 0\.05 s, which is the limit"):
-        with bounded("template x", seconds=0.05):
-            endless()
+    with pytest.raises(DataError, match=r"^template x: runs longer than 0\.05 s"), bounded("template x", seconds=0.05):
+        endless()
 
 
 def test_a_regular_expression_that_backtracks_ends_at_the_limit() -> None:
     start = time.monotonic()
-    with pytest.raises(UsageError, match=r"cluster: runs longer than 0\.05 s"):
-        with bounded("cluster", seconds=0.05, memory=None, error=UsageError):
-            BACKTRACKS.search("a" * 60 + "b")
+    limit = bounded("cluster", seconds=0.05, memory=None, error=UsageError)
+    with pytest.raises(UsageError, match=r"cluster: runs longer than 0\.05 s"), limit:
+        BACKTRACKS.search("a" * 60 + "b")
     assert time.monotonic() - start < 2
 
 
@@ -65,15 +64,15 @@ def test_in_another_thread_the_limit_holds_too() -> None:
 
 
 def test_the_inner_of_two_limits_is_named_when_it_is_the_tighter_one() -> None:
-    with pytest.raises(DataError, match="^inner: runs longer"), bounded("outer", seconds=5):
-        with bounded("inner", seconds=0.05):
-            endless()
+    outer, inner = bounded("outer", seconds=5), bounded("inner", seconds=0.05)
+    with pytest.raises(DataError, match=r"^inner: runs longer"), outer, inner:
+        endless()
 
 
 def test_the_outer_of_two_limits_holds_inside_the_inner_one() -> None:
-    with pytest.raises(DataError, match="^outer: runs longer"), bounded("outer", seconds=0.05):
-        with bounded("inner", seconds=5):
-            endless()
+    outer, inner = bounded("outer", seconds=0.05), bounded("inner", seconds=5)
+    with pytest.raises(DataError, match=r"^outer: runs longer"), outer, inner:
+        endless()
 
 
 def test_a_timer_that_ran_before_keeps_its_deadline() -> None:
@@ -87,7 +86,7 @@ def test_a_timer_that_ran_before_keeps_its_deadline() -> None:
         assert rang == []
         with bounded("slow", seconds=5):
             time.sleep(0.2)
-        assert len(rang) == 1 and 0.09 < rang[0] < 0.19
+        assert [0.09 < seconds < 0.19 for seconds in rang] == [True]
     finally:
         signal.signal(signal.SIGALRM, before_handler)
         signal.setitimer(signal.ITIMER_REAL, *before)
@@ -114,8 +113,8 @@ def test_a_long_rendering_is_refused() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "{answer:>999999999}", "{answer:.999999999f}", "{answer!r}", "{answer.__class__}", "{answer[0]}", "{other}", "{}",
-        "{", "{answer:{answer}}", "{0}",
+        "{answer:>999999999}", "{answer:.999999999f}", "{answer!r}", "{answer.__class__}", "{answer[0]}", "{other}",
+        "{}", "{", "{answer:{answer}}", "{0}",
     ],
 )  # fmt: skip
 def test_a_format_that_is_more_than_plain_fields_is_refused(text: str) -> None:
