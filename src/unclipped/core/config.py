@@ -64,8 +64,8 @@ Threads = Annotated[Whole, Field(gt=0, le=4096)]
 Processes = Annotated[Whole, Field(gt=0, le=1024)]
 Resamples = Annotated[Whole, Field(ge=100, le=1_000_000)]
 """Resamples of a bootstrap."""
-Rate = Annotated[Number, Field(gt=0, le=1000)]
-"""A learning rate, a factor on one, a temperature or a norm."""
+Rate = Annotated[Number, Field(gt=0, le=1e30)]
+"""A learning rate, a factor on one or a temperature; within float32, where a rate that breaks training is noticed."""
 LossWeight = Annotated[Number, Field(ge=0, le=1_000_000)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 """A share or a probability."""
