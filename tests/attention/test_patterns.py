@@ -166,6 +166,11 @@ def test_exactly_the_patterns_with_an_empty_row_are_refused(pattern: Pattern, la
         ("sink(1, 2)", "takes 1 values"),
         ("sink ? full", "cannot read '\\? full'"),
         ("", "expected a pattern"),
+        ("(" * 3000 + "full" + ")" * 3000, "more than 20 levels deep"),
+        ("full + " * 10**6, r"7,000,000 characters; the limit is 10,000"),
+        ("per_layer(1024*per_head(1024*full))", "names more than 100,000 patterns"),
+        ("topk(k=" + "9" * 30 + ")", r"k must be at most 2,147,483,647, found 999"),
+        ("topk(k=" + "9" * 5000 + ")", "k must be a whole number, found '9999"),
     ],
 )
 def test_bad_text(text: str, message: str) -> None:

@@ -5,13 +5,14 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import BlockTokens, FrozenConfig, Options, PatternText, complaint
+from unclipped.core.documents import MAX_YAML_BYTES, decoded, parse_yaml, read_bytes
 from unclipped.core.errors import DataError
 from unclipped.core.files import write_text
 
@@ -22,12 +23,12 @@ _TEXT_WIDTH = 100
 class PatternFile(FrozenConfig):
     """The contents of a pattern file."""
 
-    pattern: str = Field(min_length=1)
+    pattern: PatternText
     """The pattern, usually `per_layer(…)`."""
-    key_block: PositiveInt = 128
+    key_block: BlockTokens = 128
     """Block sizes that the pattern was chosen with; its `k` count such blocks."""
-    query_block: PositiveInt = 256
-    chosen: dict[str, Any] = Field(default_factory=dict)
+    query_block: BlockTokens = 256
+    chosen: Options = Field(default_factory=dict)
     """How it was found and what it reached; read by people only."""
 
 
@@ -38,23 +39,19 @@ def is_pattern_file(text: str) -> bool:
 
 def read_pattern_file(path: str | Path) -> PatternFile:
     """Read a pattern file. Raises DataError that names the file and the field."""
-    path = Path(path)
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"pattern file {path}: {error.strerror}; write one with 'unclipped prefill search'") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"pattern file {path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    where = f"pattern file {path}"
+    if not os.path.exists(path):
+        raise DataError(f"{where}: No such file; write one with 'unclipped prefill search'")
+    held = parse_yaml(decoded(read_bytes(path, limit=MAX_YAML_BYTES), where), where)
     if not isinstance(held, dict):
-        raise DataError(f"pattern file {path}: expected fields such as 'pattern', found {type(held).__name__}")
+        raise DataError(f"{where}: expected fields such as 'pattern', found {type(held).__name__}")
     try:
         return PatternFile.model_validate(held)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"pattern file {path}, field '{place}': {first['msg']}; fields are {', '.join(PatternFile.model_fields)}"
-        ) from None
+        said, valid = complaint(first, PatternFile), ", ".join(PatternFile.model_fields)
+        raise DataError(f"{where}, field '{place}': {said}; fields are {valid}") from None
 
 
 def write_pattern_file(path: str | Path, contents: PatternFile) -> None:

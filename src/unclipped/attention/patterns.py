@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from unclipped.attention.scoring import BlockScores
 
 PATTERNS: dict[str, type[Pattern]] = {}
+MOST = 2**31 - 1
+"""Largest value of a parameter: distances and counts fit 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Pattern:
             value = getattr(self, item.name)
             least = self.smallest.get(item.name, 1)
             if isinstance(value, (int, float)) and not value >= least:
-                raise UsageError(f"pattern {self.name}: {item.name} must be at least {least:g}, found {value:g}")
+                raise UsageError(f"pattern {self.name}: {item.name} must be at least {least:g}, found {value}")
+            if isinstance(value, (int, float)) and value > MOST:
+                raise UsageError(f"pattern {self.name}: {item.name} must be at most {MOST:,}, found {value}")
 
     @property
     def is_dynamic(self) -> bool:

@@ -16,13 +16,23 @@ from unclipped.core.errors import UsageError, nearest
 
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(-?\d+\.?\d*(?:[eE][+-]?\d+)?|-?\.\d+)|([+&(),=|*]))")
 _MOST_REPEATS = 1024
+MAX_CHARACTERS = 10_000
+"""Length of a pattern's text."""
+MAX_DEPTH = 20
+"""Parentheses inside each other."""
+MAX_PATTERNS = 100_000
+"""Patterns that a text names, its repeated entries counted each time."""
+_MAX_SHOWN = 80
 
 
 class _Reader:
     """Recursive descent over the tokens of one text."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.position, self.tokens = text, 0, self._tokens(text)
+        if len(text) > MAX_CHARACTERS:
+            raise UsageError(f"pattern '{text:.40}…': {len(text):,} characters; the limit is {MAX_CHARACTERS:,}")
+        self.shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+        self.position, self.depth, self.tokens = 0, 0, self._tokens(text)
 
     @staticmethod
     def _tokens(text: str) -> list[str]:
@@ -31,7 +41,7 @@ class _Reader:
         while place < len(text):
             match = _TOKEN.match(text, place)
             if match is None:
-                raise UsageError(f"pattern '{text}': cannot read '{text[place:].strip()[:20]}'")
+                raise UsageError(f"pattern '{text:.80}': cannot read '{text[place:].strip()[:20]}'")
             tokens.append(match[0].strip())
             place = match.end()
         return tokens
@@ -43,15 +53,19 @@ class _Reader:
         token = self.peek()
         if not token or (expected is not None and token != expected):
             wanted, found = f"'{expected}'" if expected else "a pattern", f"'{token}'" if token else "its end"
-            raise UsageError(f"pattern '{self.text}': expected {wanted}, found {found}")
+            raise UsageError(f"pattern '{self.shown}': expected {wanted}, found {found}")
         self.position += 1
         return token
 
     def union(self) -> Pattern:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise UsageError(f"pattern '{self.shown}': parentheses lie more than {MAX_DEPTH} levels deep; flatten it")
         pattern = self.intersection()
         while self.peek() == "+":
             self.take()
             pattern = pattern + self.intersection()
+        self.depth -= 1
         return pattern
 
     def intersection(self) -> Pattern:
@@ -69,16 +83,21 @@ class _Reader:
             return pattern
         name = self.take()
         if name not in PATTERNS:
-            raise UsageError(f"pattern '{self.text}': unknown pattern '{name}'; {nearest(name, PATTERNS)}")
+            raise UsageError(f"pattern '{self.shown}': unknown pattern '{name}'; {nearest(name, PATTERNS)}")
         kind = PATTERNS[name]
         return self.listed(kind) if issubclass(kind, Listed) else self.build(kind)
 
     def listed(self, kind: type[Listed]) -> Pattern:
         self.take("(")
         parts: list[Pattern] = []
+        named = 0
         while True:
             repeats = self.repeats(kind)
-            parts += [self.union()] * repeats
+            entry = self.union()
+            named += repeats * sum(1 for _ in entry.walk())
+            if named > MAX_PATTERNS:
+                raise UsageError(f"pattern '{self.shown}': names more than {MAX_PATTERNS:,} patterns; repeat fewer")
+            parts += [entry] * repeats
             if self.peek() != "|":
                 break
             self.take()
@@ -129,8 +148,8 @@ class _Reader:
         wanted = next(item.type for item in fields(kind) if item.name == name)
         try:
             return {"int": int, "float": float}.get(str(wanted), str)(text)
-        except ValueError:
-            raise UsageError(f"pattern {kind.name}: {name} must be a whole number, found '{text}'") from None
+        except ValueError:  # also a number of thousands of digits
+            raise UsageError(f"pattern {kind.name}: {name} must be a whole number, found '{text:.40}'") from None
 
 
 def example(kind: type[Pattern]) -> str:
@@ -145,7 +164,7 @@ def parse_pattern(text: str) -> Pattern:
     reader = _Reader(text)
     pattern = reader.union()
     if reader.peek():
-        raise UsageError(f"pattern '{text}': expected '+', '&' or its end, found '{reader.peek()}'")
+        raise UsageError(f"pattern '{reader.shown}': expected '+', '&' or its end, found '{reader.peek()}'")
     return pattern
 
 

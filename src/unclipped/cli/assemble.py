@@ -43,6 +43,7 @@ def assemble(
     from unclipped.recipes.validation import validate
 
     fields: dict[str, object] = {"vision": vision, "text": text, "connector": connector, "baseline": baseline}
+    fields["seed"] = seed
     if patch_size is not None or vision.startswith("llm:"):
         fields["patch_size"] = 16 if patch_size is None else patch_size
     if not vision.startswith("llm:"):
@@ -55,7 +56,7 @@ def assemble(
         from unclipped.models.assemble import assemble_from_config
         from unclipped.models.checkpoint import save_model
 
-        model, processor, report = assemble_from_config(config, seed=seed)
+        model, processor, report = assemble_from_config(config, seed=config.seed)
         save_model(model, processor, output)
     typer.echo("\n".join(report.lines()))
     typer.echo(f"\nsaved: {output}\nnext:  unclipped chat {output} IMAGE -q 'What is shown?'   (after training it)")

@@ -28,7 +28,7 @@ def chat(
     model: str = typer.Argument(..., help="Model folder."),
     images: list[str] = typer.Argument(None, help="Image files, in order."),
     question: str = typer.Option(None, "--question", "-q", help="Ask once and exit."),
-    max_new_tokens: int = typer.Option(256, min=1, help="Longest answer in tokens."),
+    max_new_tokens: int = typer.Option(256, min=1, max=1_000_000, help="Longest answer in tokens."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
     sparse: str = typer.Option(None, help="Prefill under this pattern, e.g. 'global_text + sink(128) + topk(16)'."),
     sparse_fallback: str = typer.Option("auto", help="auto: dense where sparse does not pay; never: always sparse."),

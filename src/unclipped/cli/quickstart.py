@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import typer
+
+from unclipped.core.errors import UsageError
 
 HELP = """Train, evaluate and report a small vision-language model. No GPU, no network, no data set is needed.
 
@@ -45,6 +48,8 @@ def quickstart(
 
     if any(override.startswith("stages") for override in overrides or []):
         refuse_unused(context, "where stages are changed, which sets the steps as well", ("minutes",))
+    if minutes is not None and math.isnan(minutes):  # which no range keeps out
+        raise UsageError("--minutes: expected a number from 0.5 to 600, found nan")
     with run_folder(output, resume=resume):
         from unclipped.cli.quickstart_run import run
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import FrozenConfig, Whole
 from unclipped.core.errors import UsageError, nearest
 from unclipped.images.config import Grid
 
@@ -21,6 +21,14 @@ PROJECTION_KINDS = ("linear", "mlp")
 _WORDS = (*STEP_KINDS, *PROJECTION_KINDS, "standardise")
 _ITEM = re.compile(r"^([a-z_]+)(?:\(\s*(\d+)(?:\s*[x,×]\s*(\d+))?\s*\))?$")
 
+MAX_SIDE = 1024
+"""Rows or columns of a block, or of a grid that is resampled to."""
+MAX_LAYERS = 64
+MAX_STEPS = 16
+_MAX_CHARACTERS = 1000
+
+StepSide = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
+
 
 class Step(FrozenConfig):
     """One change of the grid before the projection."""
@@ -28,14 +36,8 @@ class Step(FrozenConfig):
     kind: Literal["average", "pixel_shuffle", "resample"]
     """`average`: mean of each block; `pixel_shuffle`: the block's features side by side; `resample`: bilinear."""
 
-    size: tuple[int, int]
+    size: tuple[StepSide, StepSide]
     """(rows, columns): of a block for `average` and `pixel_shuffle`, of the whole new grid for `resample`."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> Step:
-        if min(self.size) < 1:
-            raise ValueError(f"size of {self.kind}: expected at least 1x1, found {self.size[0]}x{self.size[1]}")
-        return self
 
     def out_grid(self, grid: Grid) -> Grid:
         """Grid (frames, rows, columns) after this step. Raises UsageError when a block does not divide the grid."""
@@ -64,13 +66,13 @@ class Step(FrozenConfig):
 class ConnectorConfig(FrozenConfig):
     """A connector: grid steps, then a projection to the width of the language model."""
 
-    before: tuple[Step, ...] = ()
+    before: Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS)] = ()
     """Steps applied to the grid of features, in order."""
 
     kind: Literal["linear", "mlp"] = "mlp"
     """`linear`: one layer; `mlp`: `layers` layers with exact GELU between them."""
 
-    layers: int = Field(default=2, ge=1)
+    layers: Annotated[Whole, Field(ge=1, le=MAX_LAYERS)] = 2
     """Number of linear layers of an `mlp`."""
 
     standardise: bool = False
@@ -136,6 +138,8 @@ def parse_connector(
     """
     if isinstance(text, ConnectorConfig):
         return text
+    if len(text) > _MAX_CHARACTERS:
+        raise UsageError(f"connector '{text:.40}…': {len(text):,} characters; the limit is {_MAX_CHARACTERS:,}")
     steps: list[Step] = []
     standardise = False
     projection: dict[str, Any] = {}
@@ -158,6 +162,12 @@ def parse_connector(
             size = (int(first), int(second or first))
             if min(size) < 1:
                 raise UsageError(f"connector '{text}': size of '{word}' must be at least 1, found {size[0]}x{size[1]}")
+            if max(size) > MAX_SIDE:
+                raise UsageError(
+                    f"connector '{text}': size of '{word}' must be at most {MAX_SIDE:,}, found {size[0]}x{size[1]}"
+                )
+            if len(steps) == MAX_STEPS:
+                raise UsageError(f"connector '{text:.40}…': more than {MAX_STEPS} steps; leave some out")
             steps.append(Step(kind=word, size=size))  # type: ignore[arg-type]
         elif word == "standardise":
             standardise = True
@@ -167,6 +177,8 @@ def parse_connector(
             layers = int(first) if first else (1 if word == "linear" else 2)
             if layers < 1:
                 raise UsageError(f"connector '{text}': an mlp has at least 1 layer, found {layers}")
+            if layers > MAX_LAYERS:
+                raise UsageError(f"connector '{text}': an mlp has at most {MAX_LAYERS} layers, found {layers}")
             projection = {"kind": word, "layers": layers}
     if not projection:
         raise UsageError(f"connector '{text}': no projection; end it with 'linear' or 'mlp'")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from unclipped.images.part import ImagePart
-
 from unclipped.core.documents import check_text, shown
+from unclipped.images.part import ImagePart
 
 if TYPE_CHECKING:
     from unclipped.images.part import ImageSource

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from unclipped.core.bounded import bounded
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import DataConfig, PartConfig, SourceConfig
 from unclipped.data.order import Runs
@@ -133,7 +134,9 @@ class ClusteredSource:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
-        found = self.pattern.search(sample.id)
+        what = f"{self.name}, sample {sample.id:.80}: cluster '{self.pattern.pattern}'"
+        with bounded(what, memory=None, error=UsageError):
+            found = self.pattern.search(sample.id)
         if found is None or found.group(1) is None:
             raise DataError(
                 f"{self.name}, sample {sample.id}: the id does not match cluster '{self.pattern.pattern}'; "

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unclipped.core.errors import DataError
+from unclipped.core.bounded import rendered
+from unclipped.core.errors import CheckpointError, DataError, UnclippedError, first_line
 from unclipped.data.sample import Sample, TextPart, Turn
 
 _EDGE = "\u2003"  # white space that no template writes itself
@@ -84,20 +85,22 @@ def render_structure(processor: Any, structure: Structure, image_token: str | No
     """The chat template's literals, text slots and image slots for a structure, in order.
 
     Raises DataError that names the template's problem when it drops, repeats, reorders or rewrites texts or images, or
-    refuses the turns.
+    refuses the turns. Raises CheckpointError when it runs for too long, or asks for too much.
     """
     problems = []
     forms: tuple[Literal["mixed", "parts"], ...] = ("mixed", "parts")
     for form in forms:
         messages = [_message(number, role, kinds, form) for number, (role, kinds) in enumerate(structure)]
         try:
-            rendered = _apply(processor, messages)
+            text = _apply(processor, messages)
+        except UnclippedError:  # it runs for too long, or asks for too much
+            raise
         except Exception as error:  # a template may raise anything, its own refusals included
-            problems.append(f"it fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            problems.append(f"it fails with {type(error).__name__}: {first_line(error)}")
             continue
-        problem = _problem(rendered, structure, image_token)
+        problem = _problem(text, structure, image_token)
         if problem is None:
-            return _chunks(rendered, structure, image_token)
+            return _chunks(text, structure, image_token)
         problems.append(problem)
     turns = ", ".join(f"{role} ({'image and text' if 'i' in kinds else 'text'})" for role, kinds in structure)
     raise DataError(f"the chat template cannot be used for the turns {turns}: {problems[0]}; choose another template")
@@ -118,8 +121,14 @@ def _message(turn: int, role: str, kinds: str, form: Literal["mixed", "parts"]) 
 
 
 def _apply(processor: Any, messages: list[dict[str, Any]]) -> str:
-    rendered = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    return rendered[0] if isinstance(rendered, list) else rendered
+    def render() -> str:
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        return text[0] if isinstance(text, list) else text
+
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return rendered(
+        f"chat template of {getattr(tokenizer, 'name_or_path', '') or 'the tokenizer'}", render, CheckpointError
+    )
 
 
 def _problem(rendered: str, structure: Structure, image_token: str | None) -> str | None:

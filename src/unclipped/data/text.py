@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import Count, Decay, FrozenConfig, Name, PathText, Seed
 from unclipped.core.documents import MAX_LINE_BYTES, parse_json, regular_file
 from unclipped.core.errors import DataError
 from unclipped.data.control_tokens import Piece, TextTokens
@@ -31,17 +31,17 @@ SUFFIXES = (".txt", ".txt.gz", ".md", ".jsonl", ".jsonl.gz")
 class TextConfig(FrozenConfig):
     """Where text comes from and how it falls into documents."""
 
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    paths: Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100_000)]
     """Files, folders (searched through), or globs, of .txt, .txt.gz, .md, .jsonl or .jsonl.gz files."""
-    exclude: tuple[str, ...] = ()
+    exclude: Annotated[tuple[PathText, ...], Field(max_length=1000)] = ()
     """Globs of file names or paths to leave out."""
-    field: str = "text"
+    field: Name = "text"
     """The field of a JSONL row that holds the text; each row is one document."""
-    document_characters: Annotated[int, Field(gt=0)] = 4096
+    document_characters: Count = 4096
     """Plain text is cut at the first blank line after so many characters (at any line break after twice as many)."""
-    holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    holdout_share: Decay = 0.0
     """Share of the documents on the `dev` side, chosen by the hash of the document's place."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed holds out other documents."""
 
 

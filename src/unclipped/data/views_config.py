@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import FrozenConfig, Number, Pixels, Share, Whole
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Sigma = Annotated[Number, Field(gt=0, le=1000)]
+Aspect = Annotated[Number, Field(gt=0, le=1000)]
+Area = Annotated[Share, Field(gt=0)]
 PUBLISHED_SIDE = 224
 """Side in pixels of the global views that published widths of a blur are meant for."""
 
@@ -16,25 +18,25 @@ PUBLISHED_SIDE = 224
 class ColourConfig(FrozenConfig):
     """Random changes of colour, each drawn on its own, in this order: jitter, grey, blur, solarisation."""
 
-    jitter: Probability = 0.8
+    jitter: Share = 0.8
     """Probability that brightness, contrast, saturation and hue change, in a random order."""
-    brightness: Probability = 0.4
+    brightness: Share = 0.4
     """Largest relative change of all values: 0.4 draws a factor from 0.6 to 1.4."""
-    contrast: Probability = 0.4
+    contrast: Share = 0.4
     """Largest relative change of the distance from the mean grey."""
-    saturation: Probability = 0.2
+    saturation: Share = 0.2
     """Largest relative change of the distance from a pixel's own grey."""
-    hue: float = Field(default=0.1, ge=0.0, le=0.5)
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     """Largest turn of the hue, as a share of the colour circle."""
-    grey: Probability = 0.2
+    grey: Share = 0.2
     """Probability that the view loses its colour."""
-    blur: Probability = 0.5
+    blur: Share = 0.5
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur in pixels of the view."""
-    solarise: Probability = 0.0
+    solarise: Share = 0.0
     """Probability that values from `solarise_from` on are inverted."""
-    solarise_from: int = Field(default=128, ge=0, le=255)
+    solarise_from: Annotated[Whole, Field(ge=0, le=255)] = 128
     """Smallest value that solarisation inverts."""
 
     @model_validator(mode="after")
@@ -46,13 +48,13 @@ class ColourConfig(FrozenConfig):
 class ViewConfig(FrozenConfig):
     """How one random view is cut from an image."""
 
-    size: PositiveInt
+    size: Pixels
     """Side of the square view in pixels."""
-    scale: tuple[PositiveFloat, Annotated[float, Field(gt=0.0, le=1.0)]] = (0.2, 1.0)
+    scale: tuple[Area, Area] = (0.2, 1.0)
     """Smallest and largest share of the image's area in the window."""
-    aspect: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    aspect: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     """Smallest and largest width of the window divided by its height; drawn evenly in the logarithm."""
-    mirror: Probability = 0.5
+    mirror: Share = 0.5
     """Probability that left and right change places."""
     colours: ColourConfig | None = None
     """Changes of colour; null: none."""

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from unclipped.attention.config import SparseConfig
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import BatchSize, FrozenConfig, Name, OpenShare, Options, Resamples, Seed, Tokens, Whole
 from unclipped.data.config import SourceConfig
 
 
 class TaskConfig(FrozenConfig):
     """One set of questions, how they are put to the model, and the rule that scores the answers."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     """Name of the task: the key in results and the name of its folder (letters, digits, `_ . + -`)."""
     source: SourceConfig
     """Where the questions come from. `cluster` (see the source) names the questions of one scene or document,
     which intervals draw together; without it, questions about one image file are drawn together."""
-    scorer: str = "exact_match"
+    scorer: Name = "exact_match"
     """Rule of the headline figure: exact_match, relaxed_accuracy, anls, character_error_rate, vqa_soft,
     multiple_choice, within_percent."""
-    scorer_options: dict[str, Any] = Field(default_factory=dict)
+    scorer_options: Options = Field(default_factory=dict)
     """Options of that rule, for example `{case_sensitive: true}`; an unknown option is refused."""
-    extra_scorers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    extra_scorers: Annotated[dict[str, Options], Field(max_length=100)] = Field(default_factory=dict)
     """Further rules reported beside the headline, by name, each with its options."""
     prompt_prefix: str = ""
     """Text put before the first text of the question."""
     prompt_suffix: str = ""
     """Text put after the question, for example ` Answer with one word or phrase.`"""
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: Tokens = 32
     """Longest answer, in tokens."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Annotated[Whole, Field(ge=1, le=10**9)] | None = None
     """Number of questions to ask: the first ones of the source. None: all (required for an endless source)."""
     unseen_answers_of: SourceConfig | None = None
     """A training source. Items whose answer occurs nowhere among its answers are reported apart as `unseen_answers`."""
@@ -55,9 +55,9 @@ class TaskConfig(FrozenConfig):
 class EvaluationConfig(FrozenConfig):
     """The `evaluation:` section of a recipe."""
 
-    tasks: tuple[TaskConfig, ...] = ()
+    tasks: Annotated[tuple[TaskConfig, ...], Field(max_length=1000)] = ()
     """What is measured, in this order."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: BatchSize = 64
     """Questions generated together."""
     blind: bool = False
     """Also ask every question with its images removed, and report the paired difference."""
@@ -70,11 +70,11 @@ class EvaluationConfig(FrozenConfig):
     than 30 clusters)."""
     sparse: SparseConfig | None = None
     """Prefill under this pattern; null: dense."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
+    bootstrap_samples: Resamples = 2000
     """Number of bootstrap resamples."""
-    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    confidence: OpenShare = 0.95
     """Coverage of the intervals."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the bootstrap."""
 
     @field_validator("tasks")

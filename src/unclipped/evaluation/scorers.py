@@ -10,11 +10,11 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import FrozenConfig, Number, Share, complaint
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.core.registry import Registry
 from unclipped.evaluation.choices import read_choice
@@ -89,7 +89,7 @@ def build_scorer(name: str, options: dict[str, Any] | None = None) -> Scorer:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"scorer '{name}', option '{field}': {first['msg']}, found {first['input']!r}") from None
+        raise UsageError(f"scorer '{name}', option '{field}': {complaint(first, kind)}") from None
 
 
 def _require_answers(answers: tuple[str, ...]) -> None:
@@ -127,8 +127,7 @@ class RelaxedAccuracy(Scorer):
 
     rule: Literal["published", "corrected"] = "published"
     """Which numbers are the same."""
-
-    tolerance: float = Field(default=0.05, ge=0.0)
+    tolerance: Annotated[Number, Field(ge=0, le=1000)] = 0.05
     """Largest relative distance |prediction - gold| / |gold| that counts as right."""
 
     def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:
@@ -162,7 +161,7 @@ class AverageNormalisedLevenshteinSimilarity(Scorer):
     metric: ClassVar[str] = "anls"
     is_binary: ClassVar[bool] = False
 
-    threshold: float = Field(default=0.5, gt=0.0, le=1.0)
+    threshold: Annotated[Share, Field(gt=0)] = 0.5
     """Normalised distance from which an answer scores nothing."""
     compatible: bool = False
     """Score as common evaluation suites do: a distance equal to the threshold counts, and lengths are taken before
@@ -259,7 +258,7 @@ class WithinPercent(Scorer):
     A first line with one number is the answer, whatever numbers its reasons hold in the lines behind it.
     """
 
-    percent: float = Field(default=10.0, ge=0.0)
+    percent: Annotated[Number, Field(ge=0, le=100_000)] = 10.0
     """Largest distance, in percent of the gold number."""
 
     def _score(self, prediction: str, answers: tuple[str, ...], choices: tuple[str, ...]) -> Score:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import FrozenConfig, Number, PatchSide, Pixels, Tokens, Whole
 
 Grid = tuple[int, int, int]
 """(frames, rows, columns) of an image: in patches before the connector, in tokens behind it."""
@@ -17,6 +17,13 @@ MAX_SIDE = 20_000  # px
 _PAIRS, _OF_CHANNELS = ("size", "patch_size", "merge"), ("mean", "std")
 BROADCAST = (*_PAIRS, *_OF_CHANNELS)
 """Fields of the rule for which one number means the same on both axes, or for every channel."""
+Level = Annotated[Whole, Field(ge=0, le=255)]
+"""A value of one of eight-bit RGB."""
+Merge = Annotated[Whole, Field(ge=1, le=1024)]
+"""Patches that become one token along one side."""
+ChannelValues = Annotated[tuple[Annotated[Number, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=3)]
+PixelLimit = Annotated[Whole, Field(ge=1, le=10**12)]
+SideLimit = Annotated[Whole, Field(ge=1, le=10**6)]
 
 
 class ImageRule(FrozenConfig):
@@ -28,35 +35,35 @@ class ImageRule(FrozenConfig):
 
     rule: Literal["native", "squash", "pad", "crop"] = "native"
     """native: own size and aspect under a token budget; squash, pad, crop: the fixed `size`."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """(height, width) in px of every image for squash, pad and crop; None for native. One number means a square."""
-    patch_size: tuple[int, int] = (16, 16)
+    patch_size: tuple[PatchSide, PatchSide] = (16, 16)
     """(height, width) of a patch in px. One number means a square."""
-    merge: tuple[int, int] = (1, 1)
+    merge: tuple[Merge, Merge] = (1, 1)
     """Patches that the connector merges into one token, (rows, columns). One number means a square."""
-    min_tokens: int = 1
+    min_tokens: Tokens = 1
     """native: smallest number of tokens after the merge, honoured when the budget and the aspect permit."""
-    max_tokens: int = 1024
+    max_tokens: Tokens = 1024
     """native: budget in tokens after the merge, never exceeded."""
-    fixed_height: int | None = None
+    fixed_height: Pixels | None = None
     """native: height in px of every image, the width following the aspect up to the budget (text lines)."""
     native_variant: Literal["area", "qwen2_vl", "siglip2"] = "area"
     """native: the arithmetic of the target size; `qwen2_vl` and `siglip2` are those of the encoders of these names."""
-    shorter_side: int | None = None
+    shorter_side: Pixels | None = None
     """crop: px that the shorter side is scaled to before the centre is cut; None: just enough to cover `size`."""
-    mean: tuple[float, ...] = (0.5,)
+    mean: ChannelValues = (0.5,)
     """Mean of each channel on values in 0..1. One number means every channel."""
-    std: tuple[float, ...] = (0.5,)
+    std: ChannelValues = (0.5,)
     """Standard deviation of each channel on values in 0..1. One number means every channel."""
     channels: Literal[1, 3] = 3
     """3 for RGB, 1 for luminance."""
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of the resize (both are antialiased when an image shrinks)."""
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB in 0..255 that shows through transparency and fills the border of pad."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
     """Images of more pixels are refused from their header, before they are decoded."""
-    max_side: int = MAX_SIDE
+    max_side: SideLimit = MAX_SIDE
     """Images with a longer side, in px, are refused from their header, before they are decoded."""
 
     @model_validator(mode="before")
@@ -77,27 +84,6 @@ class ImageRule(FrozenConfig):
                 elif isinstance(value, (list, tuple)) and value and all(part == value[0] for part in value):
                     data[name] = tuple(value[:1]) * channels
         return data
-
-    @field_validator("patch_size", "merge", "size")
-    @classmethod
-    def _positive_pair(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError(f"expected two positive integers, found {value}")
-        return value
-
-    @field_validator("background")
-    @classmethod
-    def _is_colour(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if not all(0 <= part <= 255 for part in value):
-            raise ValueError(f"expected three integers in 0..255, found {value}")
-        return value
-
-    @field_validator("max_pixels", "max_side", "min_tokens", "max_tokens")
-    @classmethod
-    def _positive(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError(f"expected a positive integer, found {value}")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> ImageRule:

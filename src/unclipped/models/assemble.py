@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import nn
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from unclipped.connectors.config import ConnectorConfig, parse_connector
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder, load_encoder
+from unclipped.encoders.given_config import config_from_fields
 from unclipped.encoders.llm_encoder import register_llm_encoder
 from unclipped.encoders.tiling import parse_tile
 from unclipped.images.config import ImageRule
@@ -278,10 +278,7 @@ def _vision_tower(
     if isinstance(vision, dict):
         register_llm_encoder()
         fields = dict(vision)
-        try:
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        except (TypeError, ValueError, StrictDataclassError) as error:
-            raise UsageError(f"model.vision: {' '.join(str(error).split())}") from None
+        config = config_from_fields(fields.pop("model_type"), fields, "model.vision")
         encoder = build_encoder(config, feature_layers=feature_layers, baseline=baseline)
         return encoder.to(dtype), "random weights, from its configuration", None
     encoder, loaded = load_encoder(vision, feature_layers=feature_layers, baseline=baseline, dtype=dtype, **llm_options)

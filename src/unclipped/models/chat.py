@@ -6,6 +6,9 @@ All templates are Jinja, so they are saved with the processor and work in every 
 
 from __future__ import annotations
 
+from unclipped.core.bounded import rendered
+from unclipped.core.errors import CheckpointError, UnclippedError
+
 COMPACT_IMAGE_TOKEN = "<|image|>"
 COMPACT_TOKEN_NAMES = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
 """Roles of the compact template's tokens, as keyword arguments of a tokenizer."""
@@ -104,9 +107,11 @@ def with_images(template: str, image_token: str) -> str:
     )
 
 
-def knows_images(template: str, image_token: str) -> bool:
-    """Whether `template` places `image_token` for an image part, once, and keeps the text around it."""
-    from jinja2.exceptions import TemplateError
+def knows_images(template: str, image_token: str, where: str = "the tokenizer") -> bool:
+    """Whether `template` places `image_token` for an image part, once, and keeps the text around it.
+
+    Raises CheckpointError that names `where` when the template runs over its limits.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     probe = [
@@ -114,10 +119,15 @@ def knows_images(template: str, image_token: str) -> bool:
         {"role": "assistant", "content": [{"type": "text", "text": "probe-after"}]},
     ]
     try:
-        rendered, _ = render_jinja_template(conversations=[probe], chat_template=template)
-    except (TemplateError, TypeError, KeyError, AttributeError):  # a template not written for lists of parts
+        text = rendered(
+            f"chat template of {where}",
+            lambda: render_jinja_template(conversations=[probe], chat_template=template)[0][0],
+            CheckpointError,
+        )
+    except UnclippedError:  # it runs for too long, or asks for too much
+        raise
+    except Exception:  # a template not written for lists of parts may raise anything
         return False
-    text = rendered[0]
     return (
         text.count(image_token) == 1
         and text.count("probe-before") == 1

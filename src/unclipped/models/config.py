@@ -14,9 +14,21 @@ from pydantic import (
 )
 
 from unclipped.connectors.config import parse_connector
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import (
+    FrozenConfig,
+    Number,
+    Options,
+    PatchSide,
+    PathText,
+    PatternText,
+    Seed,
+    Whole,
+)
 from unclipped.core.errors import UsageError
 from unclipped.images.config import BROADCAST, ImageRule
+
+LayerNumber = Annotated[Whole, Field(ge=-1024, le=1024)]
+TileSide = Annotated[Whole, Field(ge=1, le=4096)]
 
 
 def _optional(name: str) -> tuple[Any, Any]:
@@ -50,33 +62,33 @@ _BESIDE_CHECKPOINT = frozenset({"checkpoint", "image", "dtype", "seed"})
 class ModelConfig(FrozenConfig):
     """What the model is made of: an encoder, a language model and a connector, or an assembled folder."""
 
-    vision: str | dict[str, Any] | None = None
+    vision: PathText | Options | None = None
     """Folder or hub id of a vision encoder; `llm:` and a folder or hub id of a language model that the encoder is made
     from; or a configuration with its `model_type`, for an encoder trained from scratch."""
-    text: str | None = None
+    text: PathText | None = None
     """Folder or hub id of the decoder language model."""
-    connector: str = "mlp(2)"
+    connector: Annotated[str, Field(max_length=1000)] = "mlp(2)"
     """Grid steps and projection, for example `pixel_shuffle(2x2) + mlp(2)`."""
     connector_init: Literal["default", "embedding"] = "default"
     """`embedding` starts the connector's last layer inside the token embeddings."""
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """Folder of an assembled model to start from, instead of `vision` and `text`."""
     baseline: bool = False
     """Must be true for an encoder that was trained contrastively: it is a baseline here."""
-    feature_layers: tuple[int, ...] | None = None
+    feature_layers: Annotated[tuple[LayerNumber, ...], Field(max_length=1024)] | None = None
     """Hidden states of the encoder to concatenate (0 is the embedding, negative numbers count from the end); by default
     the last layer after its norm."""
-    vision_attention: str | None = None
+    vision_attention: PatternText | None = None
     """Pattern of the encoder's attention, for example `window2d(8, 8) + grid(8)`; class and register tokens see all. It
     belongs to the model and is saved with it; by default the encoder is dense."""
-    vision_tile: tuple[int, int] | int | None = None
+    vision_tile: tuple[TileSide, TileSide] | TileSide | None = None
     """(rows, columns) of patches of a tile: large images are encoded tile by tile, each by itself, at the size that the
     encoder was pretrained with. It belongs to the model and is saved with it; by default images are encoded whole."""
-    patch_size: tuple[int, int] | int | None = None
+    patch_size: tuple[PatchSide, PatchSide] | PatchSide | None = None
     """(height, width) in px of a patch of an encoder made from a language model; default 14."""
     rope: Literal["axial", "penguin"] = "axial"
     """Form of the two-dimensional positions of an encoder made from a language model."""
-    rope_theta: float | None = Field(default=None, gt=0)
+    rope_theta: Annotated[Number, Field(gt=0, le=1e12)] | None = None
     """Base frequency of those positions; by default the language model's own."""
     stem: Literal["linear", "convolution"] = "linear"
     """First layer of an encoder made from a language model: one linear map, or two convolutions before it."""
@@ -86,7 +98,7 @@ class ModelConfig(FrozenConfig):
     """Changes of the image rule that the encoder suggests."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Type of the assembled weights; `auto` is the language model's own."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the new weights (patch embedding, connector, random encoder)."""
 
     @field_validator("connector")
@@ -102,13 +114,6 @@ class ModelConfig(FrozenConfig):
         """A record must read back: beside a checkpoint the fields that cannot stand there are left out."""
         fields = plain(self)
         return {name: fields[name] for name in fields if self.checkpoint is None or name in _BESIDE_CHECKPOINT}
-
-    @field_validator("vision_tile")
-    @classmethod
-    def _positive_tile(cls, value: tuple[int, int] | int | None) -> tuple[int, int] | int | None:
-        if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
-            raise ValueError(f"expected rows and columns of patches, both at least 1, found {value}")
-        return value
 
     @field_validator("vision")
     @classmethod

@@ -16,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from unclipped.core.bounded import rendered
 from unclipped.core.documents import read_json
-from unclipped.core.errors import CheckpointError
+from unclipped.core.errors import CheckpointError, guarded
 from unclipped.encoders.checkpoint import checkpoint_folder, load_weights, quiet, raise_misfits, read_config
 from unclipped.encoders.folder_check import check_folder, reading
 from unclipped.models.chat import default_template, knows_images, with_images
@@ -124,9 +125,9 @@ def prepare_tokenizer(tokenizer: Any, where: str) -> TokenizerNotes:
             token, eos_token=tokenizer.eos_token, bos_token=tokenizer.bos_token if adds_bos else None
         )
         note = "default"
-    elif not knows_images(template, token):
+    elif not knows_images(template, token, where):
         template, note = with_images(template, token), "own, adapted to images"
-        if not knows_images(template, token):
+        if not knows_images(template, token, where):
             raise CheckpointError(
                 f"{where}: its chat template drops or changes the text of a message, so images cannot be placed; "
                 "remove chat_template from the tokenizer to get the default one"
@@ -151,9 +152,10 @@ def end_of_turn_ids(tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the tokenizer's end of sequence, and the template's own when it is another."""
     ids = [tokenizer.eos_token_id]
     mark = "an-answer"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a-question"}, {"role": "assistant", "content": mark}], tokenize=False
-    )
+    messages = [{"role": "user", "content": "a-question"}, {"role": "assistant", "content": mark}]
+    what = f"chat template of {tokenizer.name_or_path or 'the tokenizer'}"
+    with guarded(lambda reason: CheckpointError(f"{what}: fails for a question and its answer ({reason}); repair it")):
+        text = rendered(what, lambda: tokenizer.apply_chat_template(messages, tokenize=False), CheckpointError)
     after = tokenizer.encode(text.rpartition(mark)[2], add_special_tokens=False)
     if after and after[0] in set(tokenizer.get_added_vocab().values()) and after[0] not in ids:
         ids.append(after[0])

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import FrozenConfig, Heads, Layers, Share, Width
 
 
 class CaptioningConfig(FrozenConfig):
     """The decoder that writes captions from the encoder's patches (CapPa, arXiv 2306.07915)."""
 
-    parallel_share: float = Field(default=0.75, ge=0.0, le=1.0)
+    parallel_share: Share = 0.75
     """Probability that a caption is predicted all at once from the image, without seeing any of its tokens; else each
     token is predicted from the image and the tokens before it."""
-    width: PositiveInt = 128
+    width: Width = 128
     """Width of the decoder's blocks."""
-    layers: PositiveInt = 2
+    layers: Layers = 2
     """Blocks of the decoder, each with self-attention and attention to the patches."""
-    heads: PositiveInt = 4
+    heads: Heads = 4
     """Attention heads of each block."""
     bias: bool = False
     """Whether the blocks' matrices and norms have biases."""

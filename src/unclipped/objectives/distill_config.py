@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import Count, FrozenConfig, LossWeight, PathText
 
 WEIGHTS = ("features", "direction", "amplitude", "relation", "pooled")
 
@@ -12,21 +12,21 @@ WEIGHTS = ("features", "direction", "amplitude", "relation", "pooled")
 class DistillConfig(FrozenConfig):
     """Learning the features of a frozen teacher encoder."""
 
-    teacher: str = Field(min_length=1)
+    teacher: PathText
     """Folder (`$NAME` is an environment variable) or hub id of the teacher, any vision encoder."""
     baseline: bool = False
     """Allow a teacher that was trained by comparing images with text; its student is a baseline as well."""
-    features: NonNegativeFloat = 1.0
+    features: LossWeight = 1.0
     """Weight of smooth-L1 to the teacher's standardised patch features."""
-    direction: NonNegativeFloat = 1.0
+    direction: LossWeight = 1.0
     """Weight of 1 − cosine between patch features."""
-    amplitude: NonNegativeFloat = 1.0
+    amplitude: LossWeight = 1.0
     """Weight of the absolute difference of patch features."""
-    relation: NonNegativeFloat = 1.0
+    relation: LossWeight = 1.0
     """Weight of the difference of the cosines between an image's patches."""
-    pooled: NonNegativeFloat = 1.0
+    pooled: LossWeight = 1.0
     """Weight of 1 − cosine between pooled features (class token, else the mean of the patches)."""
-    relation_chunk: PositiveInt | None = None
+    relation_chunk: Count | None = None
     """Rows of the relation matrices compared at a time; null: all."""
     resize_grid: bool = False
     """Resize a teacher's grid of patches that differs from the student's, bilinearly; false: refuse it."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from unclipped.core.errors import UsageError, nearest
 from unclipped.core.files import whole_folder, write_json
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder
 from unclipped.encoders.checkpoint import quiet
+from unclipped.encoders.given_config import check_fields, config_from_fields, known_config
 from unclipped.encoders.hf import ViTMAEEncoder
 from unclipped.encoders.llm_encoder import register_llm_encoder
 from unclipped.encoders.vit_shapes import named_shape
@@ -148,6 +148,8 @@ def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool
     """
     fields = dict(shape)
     if (name := fields.pop("name", None)) is not None:
+        if not isinstance(name, str):
+            raise UsageError(f"shape.name: expected the name of a shape, found {name!r:.60}")
         named = named_shape(name)
         if fields.get("model_type", named["model_type"]) != named["model_type"]:
             raise UsageError(
@@ -160,10 +162,7 @@ def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool
         raise UsageError(f"shape.model_type: no encoder '{model_type}' to train; {nearest(str(model_type), FAMILIES)}")
     register_llm_encoder()
     is_decoder = model_type == "unclipped_llm_encoder"
-    known = AutoConfig.for_model(model_type).to_dict()
-    for name in fields:
-        if name not in known:
-            raise UsageError(f"shape.{name}: {model_type} has no such field; {nearest(name, known)}")
+    check_fields(known_config(model_type, "shape"), fields, "shape")
     if is_decoder:
         merged: dict[str, Any] = {"patch_size": 12, "text_config": _SMALL_DECODER} | fields
     else:
@@ -176,7 +175,7 @@ def build_trunk(shape: dict[str, Any], *, image_size: int | None, maskable: bool
             raise UsageError(
                 f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
             )
-    encoder = build_encoder(AutoConfig.for_model(model_type, **merged))
+    encoder = build_encoder(config_from_fields(model_type, merged, "shape"))
     embeddings: Any = getattr(encoder.model, "embeddings", None)
     if embeddings is not None:
         for name in ("position_embeddings", "cls_token", "register_tokens"):

@@ -66,7 +66,10 @@ def apply_overrides(recipe: dict[str, Any], overrides: list[str]) -> dict[str, A
         path, sign, text = override.partition("=")
         if not sign or not path.strip():
             raise UsageError(f"override '{override}': expected key.path=value, for example training.seed=1")
-        value = parse_yaml(text, f"override '{override}'", error=UsageError) if text else None
+        try:
+            value = parse_yaml(text, f"override '{override:.200}'", error=UsageError) if text else None
+        except UsageError as error:
+            raise UsageError(f"{error}; quote a text that is no YAML, as in key.path='\"text\"'") from None
         _set(changed, path.strip().split("."), value, override)
     return changed
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from unclipped.core.config import number_range
 from unclipped.recipes.schema import ComparisonRecipe, EncoderEvaluationRecipe, PretrainRecipe, TrainRecipe
 from unclipped.recipes.validation import models_in
 
@@ -58,7 +59,9 @@ def _table(schema: type[BaseModel]) -> str:
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in schema.model_fields.items():
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+        limits = number_range(field.annotation, field.metadata)
+        kind = _type(field.annotation) + (f", {limits.partition(' from ')[2]}" if limits else "")
+        rows.append(f"| `{name}` | {kind} | {_default(field)} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 

@@ -10,14 +10,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from unclipped.core.config import FrozenConfig
-from unclipped.core.errors import UsageError, nearest
+from unclipped.core.config import FrozenConfig, complaint
+from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.recipes.loading import apply_overrides, read_recipe
 
 C = TypeVar("C", bound=FrozenConfig)
 
 COMMANDS = {"comparison": "compare-objectives", "encoder_evaluation": "eval-encoder ENCODER --recipe"}
 """The command that runs a kind of recipe, where it is not called like it."""
+
+_MAX_LINES = 20
+"""Wrong fields that an error lists."""
 
 
 def load_recipe(name: str, schema: type[C], overrides: list[str] | None = None) -> C:
@@ -32,18 +35,24 @@ def validate(recipe: dict[str, Any], schema: type[C], where: str) -> C:
     """
     kind = recipe.get("kind")
     expected = schema.model_fields["kind"].default if "kind" in schema.model_fields else None
-    if expected is not None and kind is not None and kind != expected:
+    if expected is not None and isinstance(kind, str) and kind != expected:
         raise UsageError(
-            f"{where}: is of kind '{kind}'; "
+            f"{where}: is of kind '{kind:.80}'; "
             f"run it with 'unclipped {COMMANDS.get(kind, kind)} {where.removeprefix('recipe ')}'"
         )
     try:
         return schema.model_validate(recipe)
     except ValidationError as error:
         found = error.errors(include_url=False)
+        for item in found:
+            cause = item.get("ctx", {}).get("error")
+            if isinstance(cause, DataError):  # a file that a field names
+                raise cause from None
         # A list whose entries are wrong is reported as too short as well.
         causes = [item for item in found if item["type"] != "too_short" or not _is_above_another(item, found)]
-        lines = [_describe(item, schema) for item in causes]
+        lines = [_describe(item, schema) for item in causes[:_MAX_LINES]]
+        if len(causes) > _MAX_LINES:
+            lines.append(f"and {len(causes) - _MAX_LINES:,} more")
         raise UsageError(f"{where}: " + "; ".join(lines)) from None
 
 
@@ -61,12 +70,10 @@ def _describe(item: Any, schema: type[BaseModel]) -> str:
         return f"unknown field '{path}' ({nearest(str(item['loc'][-1]), valid)})"
     if item["type"] == "missing":
         return f"field '{path}' is required"
-    found = item.get("input")
-    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool | None) else ""
-    message = str(item["msg"]).removeprefix("Value error, ")
     if not path:
-        return message
-    return f"field '{path}': {message[:1].lower()}{message[1:]}{shown}"
+        return str(item["msg"]).removeprefix("Value error, ")
+    message = complaint(item, schema)
+    return f"field '{path}': {message[:1].lower()}{message[1:]}"
 
 
 def _model_at(schema: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from unclipped.core.config import FrozenConfig, merge
+from unclipped.core.config import FrozenConfig, Options, PathText, Processes, Seed, merge
 from unclipped.core.errors import UsageError
 from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.studies.config import ExperimentConfig
@@ -26,21 +26,21 @@ class ComparisonConfig(FrozenConfig):
 
     description: str = ""
     """What the comparison is for, in one sentence; stands at the head of the report."""
-    pretrain: dict[str, Any]
+    pretrain: Options
     """Fields of the pretraining that all arms share, those of `unclipped pretrain`."""
-    arms: dict[str, dict[str, Any]]
+    arms: Annotated[dict[str, Options], Field(max_length=1000)]
     """For each arm its objective and the fields that are its own. No arm may change data, steps, batch_size,
     gradient_accumulation, image_size or phases. `distill.teacher: arm:NAME` takes another arm's encoder."""
-    probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    probes: Annotated[dict[str, Options], Field(max_length=1000)] = Field(default_factory=dict)
     """For each probe the fields of `unclipped eval-encoder`, without the encoder."""
-    vlm: dict[str, Any] | None = None
+    vlm: Options | None = None
     """Fields of `unclipped train` that all arms share, without `model.vision`; null: encoders are only probed."""
-    llm_init: str | None = None
+    llm_init: PathText | None = None
     """A language model whose untrained turn into an encoder is one more arm of the trained models; null: left out."""
-    seeds: tuple[NonNegativeInt, ...] = ()
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = ()
     """Seeds of weights, order and augmentation: the whole comparison is run with each, in `seed-N/`, and summed up on
     one page. Empty: once, with the seeds that stand under `training`."""
-    arms_at_once: PositiveInt = 1
+    arms_at_once: Processes = 1
     """Arms trained side by side, each in a process with its share of the cores."""
 
     @field_validator("seeds")
@@ -119,6 +119,9 @@ def _checked(what: str, make: Any, *arguments: Any, **named: Any) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([what, *(str(part) for part in first["loc"])])
-        raise ValueError(f"{place}: {str(first['msg']).removeprefix('Value error, ')}") from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        found = first["input"]
+        shown = f" (found {found!r:.80})" if isinstance(found, str | int | float | None) else ""
+        raise ValueError(f"{place}: {message}{shown}") from None
     except (UsageError, TypeError) as error:
         raise ValueError(f"{what}: {error}") from None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import Count, FrozenConfig, Name, Processes, Tokens, Whole
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.evaluation.config import EvaluationConfig
 from unclipped.models.config import ModelConfig
@@ -26,7 +26,7 @@ class ExperimentConfig(FrozenConfig):
     """Encoder, connector and language model."""
     data: DataConfig
     """Training data of the stages that name none."""
-    stages: tuple[StageConfig, ...]
+    stages: Annotated[tuple[StageConfig, ...], Field(max_length=100)]
     """Stages in order; each trains the parts that it names."""
     pixel_statistics: Literal["model", "data"] = "model"
     """Mean and deviation that pixels are normalised with: the model's, or those of 512 images of the first stage."""
@@ -34,21 +34,21 @@ class ExperimentConfig(FrozenConfig):
     """The machine, the optimiser and the seed."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Tasks on which the model and its baselines are scored."""
-    held_out_text: tuple[SourceConfig, ...] = ()
+    held_out_text: Annotated[tuple[SourceConfig, ...], Field(max_length=1000)] = ()
     """Text on which the language model's perplexity is measured before and after each stage."""
-    held_out_blocks: int = Field(default=64, ge=1)
+    held_out_blocks: Count = 64
     """Blocks of that text."""
-    held_out_length: int = Field(default=128, ge=2)
+    held_out_length: Annotated[Tokens, Field(ge=2)] = 128
     """Tokens in such a block."""
-    baselines: tuple[Baseline, ...] = ()
+    baselines: Annotated[tuple[Baseline, ...], Field(max_length=2)] = ()
     """Arms trained alike: `blind` (no image in training and test), `random_encoder` (fresh encoder weights)."""
-    arms_at_once: int = Field(default=1, ge=1)
+    arms_at_once: Processes = 1
     """Arms trained side by side, each in a process with its share of the cores; small models gain from it."""
     blind_image: Literal["removed", "blank"] = "removed"
     """What the blind arm gets: no image, or an image of the mean colour (for runs that train the connector alone)."""
-    chat_examples: int = Field(default=3, ge=0)
+    chat_examples: Annotated[Whole, Field(ge=0, le=1000)] = 3
     """Test images saved beside the report, to try the chat command on."""
-    chat_category: str | None = None
+    chat_category: Name | None = None
     """Category that those images are taken from; null: any."""
 
     @model_validator(mode="after")

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from unclipped.attention.config import SparseTrainingConfig
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import (
+    BatchSize,
+    Count,
+    CountOrZero,
+    Decay,
+    FrozenConfig,
+    LossWeight,
+    Number,
+    Options,
+    PathText,
+    Pixels,
+    Rate,
+    Seed,
+    Share,
+    Threads,
+    Tokens,
+    Whole,
+)
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.objectives.captioning_config import CaptioningConfig
 from unclipped.objectives.dinov2_config import DinoV2Config
@@ -20,6 +37,8 @@ from unclipped.objectives.pairs_config import PairsConfig
 Part = Literal["vision", "connector", "text"]
 Auxiliary = Literal["ctc"]
 Schedule = Literal["cosine", "linear", "constant"]
+WeightDecay = Annotated[Number, Field(ge=0, le=1000)]
+ClipNorm = Annotated[Number, Field(gt=0, le=1_000_000)]
 
 
 class OptimizerConfig(FrozenConfig):
@@ -27,29 +46,29 @@ class OptimizerConfig(FrozenConfig):
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon (as in torch.optim) on the hidden matrices of the blocks, AdamW on everything else."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW: decay of the running mean of the gradient and of its square."""
-    epsilon: PositiveFloat = 1e-8
+    epsilon: Annotated[Number, Field(gt=0, le=1)] = 1e-8
     """AdamW: added to the root of the running square."""
-    weight_decay: NonNegativeFloat | dict[Part, NonNegativeFloat] = 0.0
+    weight_decay: WeightDecay | dict[Part, WeightDecay] = 0.0
     """AdamW: decoupled weight decay of matrices, one number or one for each part (norms, biases, LayerScale, gains and
     other vectors: none)."""
-    final_weight_decay: NonNegativeFloat | None = None
+    final_weight_decay: WeightDecay | None = None
     """AdamW: weight decay at the end of the schedules, reached from `weight_decay` on half a cosine; null: constant."""
-    patch_embedding_factor: PositiveFloat = 1.0
+    patch_embedding_factor: Rate = 1.0
     """Factor on the learning rate of a vision encoder's patch embedding."""
-    layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    layer_decay: Annotated[Share, Field(gt=0)] = 1.0
     """Factor on the learning rate of a vision encoder's layers for each block that lies above; 1: all learn alike. Of n
     blocks, number i (from 0) has the power n − i, embeddings n + 1, the final norm and heads 0."""
-    muon_learning_rate: PositiveFloat = 1e-2
+    muon_learning_rate: Rate = 1e-2
     """Muon: learning rate of hidden matrices."""
-    muon_scale: dict[Part, PositiveFloat] = Field(default_factory=dict)
+    muon_scale: dict[Part, Rate] = Field(default_factory=dict)
     """Muon: factor on `muon_learning_rate` for single parts, 1 where absent."""
-    muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    muon_momentum: Decay = 0.95
     """Muon: decay of the momentum."""
-    muon_weight_decay: NonNegativeFloat = 0.01
+    muon_weight_decay: WeightDecay = 0.01
     """Muon: decoupled weight decay."""
-    muon_parts: tuple[Part, ...] = ("vision", "connector", "text")
+    muon_parts: Annotated[tuple[Part, ...], Field(max_length=3)] = ("vision", "connector", "text")
     """Muon: the parts whose hidden matrices it updates; those of other parts stay with AdamW."""
 
     @model_validator(mode="after")
@@ -65,41 +84,41 @@ class OptimizerConfig(FrozenConfig):
 class StageConfig(FrozenConfig):
     """One stage of training: what is trained, how fast, for how long, on what."""
 
-    name: str = Field(default="train", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="train", min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the stage, used for files and metrics."""
-    train: dict[Part, PositiveFloat]
+    train: dict[Part, Rate]
     """Learning rate of AdamW for each trained part; parts that are absent are frozen."""
-    steps: PositiveInt
+    steps: Count
     """Number of optimiser steps."""
-    batch_size: PositiveInt = 32
+    batch_size: BatchSize = 32
     """Samples in one optimiser step, over all processes and accumulated micro-batches."""
-    gradient_accumulation: PositiveInt = 1
+    gradient_accumulation: BatchSize = 1
     """Micro-batches into which each process cuts its share of a batch (less memory, the same update)."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: CountOrZero = 0
     """Steps over which learning rates rise linearly from zero."""
     schedule: Schedule = "cosine"
     """Course of the learning rates after the warm-up."""
-    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    final_ratio: Share = 0.0
     """Share of the learning rate that is left at the end of the schedules (cosine and linear)."""
-    schedule_steps: PositiveInt | None = None
+    schedule_steps: Count | None = None
     """Step of this stage at which the schedules end: learning rate, weight decay, dinov2's teacher momentum. Below
     `steps`: the last values stay to the end; above: the run ends on the way; null: `steps`."""
     data: DataConfig | None = None
     """Data of this stage; null: the recipe's `data`."""
-    max_length: PositiveInt | None = None
+    max_length: Tokens | None = None
     """Longest sequence in tokens; null: no limit."""
     optimizer: OptimizerConfig | None = None
     """Optimiser of this stage; null: the one under `training`."""
     sparse: SparseTrainingConfig | None = None
     """Train under this pattern of sparse prefill; null: dense. Rows that share an image (`share_image`) stay dense."""
-    auxiliary: dict[Auxiliary, PositiveFloat] = Field(default_factory=dict)
+    auxiliary: dict[Auxiliary, Annotated[LossWeight, Field(gt=0)]] = Field(default_factory=dict)
     """Weights of auxiliary loss parts. `ctc`: the encoder's tokens in reading order must spell the answer."""
-    clip_norm: PositiveFloat | None = 1.0
+    clip_norm: ClipNorm | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     clip_per_module: bool = False
     """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head, elsewhere
     each part."""
-    standardise_batches: PositiveInt = 8
+    standardise_batches: Annotated[Whole, Field(ge=1, le=1_000_000)] = 8
     """Batches on which a connector with `standardise` measures mean and standard deviation of the features."""
 
     @model_validator(mode="after")
@@ -137,9 +156,9 @@ class StageConfig(FrozenConfig):
 class PhaseStage(StageConfig):
     """A stage of pretraining at a side of the images of its own; made from `PretrainConfig.phases`."""
 
-    image_size: PositiveInt
+    image_size: Pixels
     """Side of the images in pixels."""
-    local_size: PositiveInt | None = None
+    local_size: Pixels | None = None
     """dinov2: side of the local crops in pixels; null: in proportion to `image_size`."""
 
 
@@ -158,17 +177,17 @@ class TrainingConfig(FrozenConfig):
     """With several processes (torchrun): replicate the model, or shard parameters, gradients and optimiser."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimiser of stages that name none."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of data order, augmentation and initialisation of new tensors."""
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     """CPU threads of torch; null: torch's own choice."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[Whole, Field(ge=0, le=1024)] = 0
     """Processes that prepare samples; 0: the training process itself."""
-    save_every_steps: PositiveInt | None = None
+    save_every_steps: Count | None = None
     """Steps between checkpoints; null: only when interrupted and between stages."""
-    log_every_steps: PositiveInt = 10
+    log_every_steps: Count = 10
     """Steps between lines of metrics."""
-    length_grouping: NonNegativeInt = 0
+    length_grouping: Annotated[Whole, Field(ge=0, le=1_000_000)] = 0
     """Batches in a window that is sorted by length so that batches hold alike lengths; 0: no grouping."""
 
 
@@ -177,15 +196,15 @@ class TokenizerConfig(FrozenConfig):
 
     kind: Literal["bpe", "characters"] = "bpe"
     """`bpe`: byte-level pairs, any text. `characters`: one token a character, unknown bytes by byte tokens."""
-    vocabulary_size: PositiveInt = 1024
+    vocabulary_size: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
     """bpe: number of tokens, special tokens included."""
     split_digits: bool = True
     """bpe: each digit is a token, so that numbers are spelt."""
     characters: str | None = None
     """characters: the alphabet beside printable ASCII; null: every character found in the training text."""
-    documents: PositiveInt = 5_000
+    documents: Count = 5_000
     """Documents of the mixture from which the tokenizer is trained."""
-    source: str | None = None
+    source: PathText | None = None
     """Folder or hub id of a tokenizer to take as it is, instead of training one."""
 
 
@@ -193,22 +212,22 @@ class PhaseConfig(FrozenConfig):
     """A further stage of pretraining an encoder, at a larger side of its images. Weights, heads and teacher go on;
     positions are interpolated once; the optimiser starts anew."""
 
-    image_size: PositiveInt
+    image_size: Pixels
     """Side of the (global) images in pixels, larger than that of the stage before."""
-    steps: PositiveInt
+    steps: Count
     """Number of optimiser steps."""
-    batch_size: PositiveInt | None = None
+    batch_size: BatchSize | None = None
     """Images in one optimiser step, over all processes; null: that of the main stage."""
-    gradient_accumulation: PositiveInt | None = None
+    gradient_accumulation: BatchSize | None = None
     """Micro-batches into which each process cuts its share of a batch; null: as in the main stage."""
-    learning_rate: PositiveFloat | None = None
+    learning_rate: Rate | None = None
     """Learning rate of AdamW, for `base_batch_size` where there is one; null: that of the main stage. With `muon`, the
     rate of hidden matrices is changed by the same factor. Web-SSL takes a twenty-fifth of the main stage's."""
-    warmup_steps: NonNegativeInt | None = None
+    warmup_steps: CountOrZero | None = None
     """Steps over which learning rates rise linearly from zero; null: the main stage's in proportion to `steps`."""
     schedule: Schedule | None = None
     """Course of the learning rate after the warm-up; null: that of the main stage."""
-    local_size: PositiveInt | None = None
+    local_size: Pixels | None = None
     """dinov2: side of the local crops in pixels; null: in proportion to `image_size`, to the nearest multiple of the
     patch."""
 
@@ -220,13 +239,13 @@ class PretrainConfig(FrozenConfig):
         "language_model", "masked_autoencoder", "dinov2", "distill", "captioning", "contrastive", "sigmoid", "coca"
     ]
     """What is learned."""
-    shape: dict[str, Any] = Field(default_factory=dict)
+    shape: Options = Field(default_factory=dict)
     """Fields of the transformers configuration; `model_type` is `qwen3` (language_model), `vit_mae`
     (masked_autoencoder only), or `vit`, `dinov2`, `dinov2_with_registers`, `unclipped_llm_encoder`
     (all but language_model). Those also take named shapes, `{name: small}`: tiny, small, webdino-0.3b … -7b,
     webmae-0.3b … -3b. Beside `init: llm:…` it holds patch_size, num_channels, rope_form, rope_theta, stem,
     stem_channels; beside another `init` at most drop_path_rate, hidden_dropout_prob, attention_probs_dropout_prob."""
-    init: str | None = None
+    init: PathText | None = None
     """Encoders: folder (`$NAME` is an environment variable) or hub id of a saved encoder (vit, dinov2,
     dinov2_with_registers, vit_mae, unclipped_llm_encoder) whose weights training starts from, or `llm:` and a language
     model to turn into an encoder; null: fresh weights of `shape`. Images keep the mean and deviation that it states."""
@@ -242,49 +261,49 @@ class PretrainConfig(FrozenConfig):
     data: DataConfig
     """Text files and samples (language_model), samples with images (masked_autoencoder, dinov2, distill), samples of
     one image and one answer, the caption (captioning, contrastive, sigmoid, coca)."""
-    held_out: tuple[SourceConfig, ...] = ()
+    held_out: Annotated[tuple[SourceConfig, ...], Field(max_length=1000)] = ()
     """language_model: sources of the text on which perplexity is reported; empty: blocks held back from `data`."""
-    held_out_blocks: PositiveInt = 64
+    held_out_blocks: Count = 64
     """Blocks (language_model) or images (masked_autoencoder) on which the held-out loss is measured."""
     rows: Literal["blocks", "samples"] = "blocks"
     """language_model: `blocks`: all text in one stream cut into blocks, every token predicted. `samples`: one document
     or sample a row, padded; of a sample only the answers are predicted, of a document every token."""
-    block_length: PositiveInt = 256
+    block_length: Tokens = 256
     """language_model: tokens in a block, and the longest row of `samples`."""
-    prepared_tokens: PositiveInt = 4_000_000
+    prepared_tokens: Annotated[Whole, Field(ge=1, le=10**12)] = 4_000_000
     """language_model: most tokens that `blocks` prepares before training; they repeat in a fresh order after that."""
-    steps: PositiveInt
+    steps: Count
     """Number of optimiser steps."""
-    batch_size: PositiveInt = 32
+    batch_size: BatchSize = 32
     """Blocks or images in one optimiser step, over all processes."""
-    gradient_accumulation: PositiveInt = 1
+    gradient_accumulation: BatchSize = 1
     """Micro-batches into which each process cuts its share of a batch."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: Rate = 1e-3
     """Learning rate of AdamW (with `muon`: of what is no hidden matrix)."""
-    base_batch_size: PositiveInt | None = None
+    base_batch_size: BatchSize | None = None
     """Batch size that `learning_rate` is meant for: the rate is `learning_rate` · √(`batch_size` / `base_batch_size`),
     in DINOv2 2e-4 for 1024; null: `learning_rate` as it is."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: CountOrZero = 0
     """Steps over which learning rates rise linearly from zero."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
-    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    final_ratio: Share = 0.0
     """Share of the learning rate that is left at the end of the schedule."""
-    final_learning_rate: NonNegativeFloat | None = None
+    final_learning_rate: Annotated[Number, Field(ge=0, le=1000)] | None = None
     """Learning rate at the end of the schedule, in place of `final_ratio`; null: `final_ratio` says it."""
-    schedule_steps: PositiveInt | None = None
+    schedule_steps: Count | None = None
     """Step at which the schedules end: learning rate, weight decay, dinov2's teacher momentum. Below `steps`: the last
     values stay to the end; above: the run ends on the way; null: `steps`."""
-    clip_norm: PositiveFloat | None = 1.0
+    clip_norm: ClipNorm | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     clip_per_module: bool = False
     """`clip_norm` holds for the gradient of each sub-module by itself: of dinov2 the encoder and each head."""
-    image_size: PositiveInt | None = None
+    image_size: Pixels | None = None
     """Encoders: (global) images are stretched to this square side in pixels, for which the position table is made, or
     to which that of `init` is interpolated; null: that of `shape` or `init`, else 96."""
-    phases: tuple[PhaseConfig, ...] = ()
+    phases: Annotated[tuple[PhaseConfig, ...], Field(max_length=100)] = ()
     """Encoders: stages after the main one, each at a larger side of the images."""
-    smallest_window: PositiveInt | None = None
+    smallest_window: Pixels | None = None
     """masked_autoencoder, distill: smallest side in pixels of the random window cut from the batch; null: none."""
     flip: bool = True
     """masked_autoencoder, distill: mirror half of the images."""

@@ -11,6 +11,8 @@ from unclipped.data.sample import ImagePart
 from unclipped.data.sources import expanded
 from unclipped.data.statistics import statistics_of_images
 from unclipped.encoders.build import LLM_OPTIONS, LLM_PREFIX, load_encoder
+from unclipped.encoders.given_config import check_fields
+from unclipped.encoders.llm_config import LLMVisionConfig
 from unclipped.encoders.spec import BASELINE_OBJECTIVES, Objective
 from unclipped.images.config import ImageRule
 from unclipped.objectives.text_side import PAIR_OBJECTIVES
@@ -50,6 +52,12 @@ def _loaded(config: PretrainConfig, init: str) -> Any:
                 f"shape.{name}: the encoder under init has its shape already; leave this field out (shape={{}} on the "
                 f"command line), or init; {nearest(name, allowed)}"
             )
+    if is_llm:
+        check_fields(LLMVisionConfig(), config.shape, "shape")
+    for name, value in config.shape.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in REGULARISERS and not (is_number and 0 <= value < 1):
+            raise UsageError(f"shape.{name}: expected a number from 0 to 1 (excluded), found {value!r:.60}")
     folder = expanded(init.removeprefix(LLM_PREFIX), "init")
     options: dict[str, Any] = {"patch_size": 12} | config.shape if is_llm else {"changes": config.shape}
     is_allowed = config.baseline or config.objective in PAIR_OBJECTIVES

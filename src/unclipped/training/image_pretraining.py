@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTMAEConfig
 
-from unclipped.core.errors import DataError, UsageError, nearest
+from unclipped.core.errors import DataError, UsageError
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.build import build_encoder
+from unclipped.encoders.given_config import check_fields, config_from_fields
 from unclipped.encoders.hf import keep_as_buffer
 from unclipped.encoders.spec import declare_objective
 from unclipped.encoders.vit_mae_init import fill_table
@@ -73,10 +74,7 @@ def build_autoencoder(
             "decoder_…); leave this section out, or train a vit"
         )
     fields = {name: value for name, value in shape.items() if name != "model_type"}
-    known = ViTMAEConfig().to_dict()
-    for name in fields:
-        if name not in known:
-            raise UsageError(f"shape.{name}: vit_mae has no such field; {nearest(name, known)}")
+    check_fields(ViTMAEConfig(), fields, "shape")
     merged = _SMALL | fields | ({"image_size": image_size} if image_size is not None else {})
     for name in ("image_size", "patch_size"):
         if not isinstance(merged[name], int):
@@ -85,7 +83,7 @@ def build_autoencoder(
         raise UsageError(
             f"shape: image_size {merged['image_size']} is no multiple of patch_size {merged['patch_size']}"
         )
-    given: Any = ViTMAEConfig.from_dict(merged)
+    given: Any = config_from_fields("vit_mae", merged, "shape")
     options = decoder_options(given)  # before the encoder's mask is switched off
     return MaskedAutoencoder(Trunk(build_encoder(given)), options, eps=given.layer_norm_eps)
 

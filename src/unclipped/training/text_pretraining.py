@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from unclipped.core.errors import DataError, UsageError, nearest
+from unclipped.core.errors import DataError, UsageError, guarded
 from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
 from unclipped.data.control_tokens import Piece
@@ -22,6 +20,7 @@ from unclipped.data.sample import Sample, SampleGroup
 from unclipped.data.sources import SelectedSource, Source, open_sources
 from unclipped.data.text import TokenBlocks, build_token_blocks, render_documents
 from unclipped.encoders.checkpoint import quiet
+from unclipped.encoders.given_config import check_fields, config_from_fields, known_config
 from unclipped.objectives.language_model import LanguageModelObjective
 from unclipped.training import measure
 from unclipped.training.batches import Examples
@@ -52,28 +51,22 @@ def build_decoder(shape: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
     a field that transformers does not know.
     """
     fields = dict(shape)
-    model_type = str(fields.pop("model_type", "qwen3"))
-    if model_type not in CONFIG_MAPPING:
-        raise UsageError(f"shape.model_type: unknown '{model_type}'; {nearest(model_type, CONFIG_MAPPING.keys())}")
-    known = CONFIG_MAPPING[model_type]()
-    for name in fields:
-        if not hasattr(known, name):
-            valid = [field for field in known.to_dict() if not field.startswith("_")]
-            raise UsageError(f"shape.{name}: {model_type} has no such field; {nearest(name, valid)}")
+    model_type = fields.pop("model_type", "qwen3")
+    known = known_config(model_type, "shape")
+    check_fields(known, fields, "shape")
     aliases = getattr(known, "attribute_map", {})  # some families call these fields otherwise, as in n_embd
     small = {name: value for name, value in _SMALL.items() if hasattr(known, name) and aliases.get(name) not in fields}
     merged = small | fields
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    try:
-        if hasattr(known, "head_dim") and "head_dim" not in fields:
-            merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
-        config = AutoConfig.for_model(model_type, **(merged | special | {"vocab_size": len(tokenizer)}))
+    if hasattr(known, "head_dim") and "head_dim" not in fields:
+        width, heads = merged.get("hidden_size"), merged.get("num_attention_heads")
+        if isinstance(width, int) and isinstance(heads, int):
+            merged["head_dim"] = width // heads
+    config = config_from_fields(model_type, merged | special | {"vocab_size": len(tokenizer)}, "shape")
+    with guarded(lambda reason: UsageError(f"shape: no {model_type} can be built from these fields ({reason})")):
         model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():  # heads that do not divide show only here
+        with torch.no_grad():  # sizes that do not fit each other may show only here
             model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"shape: no {model_type} can be built from these fields ({reason})") from None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -98,6 +98,17 @@ ROWS: dict[str, Row] = {
     "shape of a wrong type": Row(
         lambda p: [*language_model(p)[:2], "shape.hidden_size=big", "--output", "out"], 2, ("shape", "qwen3")
     ),
+    "shape of a negative number of layers": Row(
+        lambda p: [*language_model(p)[:2], "shape.num_hidden_layers=-1", "--output", "out"],
+        2,
+        ("shape.num_hidden_layers", "from 1 to 1,024", "found -1"),
+    ),
+    "shape of an encoder with a negative width": Row(
+        encoder(shape={"hidden_size": -8}), 2, ("shape.hidden_size", "found -8")
+    ),
+    "shape of a gigantic encoder": Row(
+        encoder(shape={"hidden_size": 120_000_000, "patch_size": 8}), 2, ("shape", "parameters", "the limit is")
+    ),
     "shape whose heads do not divide": Row(
         lambda p: [*language_model(p)[:2], "shape.num_key_value_heads=3", "--output", "out"],
         2,

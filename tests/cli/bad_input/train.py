@@ -91,6 +91,12 @@ ROWS: dict[str, Row] = {
     "unknown field": Row(train(stagse=[]), 2, ("unknown field 'stagse'", "did you mean 'stages'")),
     "unknown inner field": Row(override("model.conector=mlp"), 2, ("'model.conector'", "did you mean 'connector'")),
     "wrong type": Row(override("stages.all.steps=many"), 2, ("'stages.0.steps'", "integer", "'many'")),
+    "a seed beyond the range": Row(
+        override("training.seed=100000000000000000000"), 2, ("'training.seed'", "found 1000", "from 0 to 2,147,483,647")
+    ),
+    "threads beyond the range": Row(override("training.threads=1000000000"), 2, ("training.threads", "1 to 4,096")),
+    "a kind that is a list": Row(override("kind=[x]"), 2, ("'kind'", "'train'")),
+    "a connector of many layers": Row(override("model={vision: v, text: t, connector: mlp(99999)}"), 2, ("most 64",)),
     "no number of steps": Row(override("stages.all.steps=0"), 2, ("'stages.0.steps'", "greater than 0")),
     "override without value": Row(override("training.seed"), 2, ("training.seed", "key.path=value")),
     "override of a stage that is not there": Row(override("stages.nope.steps=3"), 2, ("'nope'", "all")),
@@ -107,7 +113,7 @@ ROWS: dict[str, Row] = {
             "out",
         ],
         2,
-        ("model.vision", "'hidden_size'", "int"),
+        ("model.vision.hidden_size: vit takes a whole number, found 'x'",),
     ),
     "resume in a folder of something else": Row(
         lambda p: ["train", p.recipe(), "--output", p.data(), "--resume"], 2, ("--resume: data holds no run", "another")

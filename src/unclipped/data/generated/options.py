@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import Decay, FrozenConfig, Name, Number, Share, Whole, complaint
 from unclipped.core.errors import UsageError, nearest
 
 FontName = Literal[
@@ -27,11 +27,12 @@ def _as_range(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Range = Annotated[tuple[int, int], BeforeValidator(_as_range)]
+Limit = Annotated[Whole, Field(ge=0, le=4096)]
+Range = Annotated[tuple[Limit, Limit], BeforeValidator(_as_range)]
 
 
-Weight = Annotated[float, Field(ge=0)]
-Side = Annotated[int, Field(ge=16, le=4096)]
+Weight = Annotated[Number, Field(ge=0, le=1_000_000)]
+Side = Annotated[Whole, Field(ge=16, le=4096)]
 Size = tuple[Side, Side]
 
 
@@ -49,15 +50,15 @@ class GeneratedOptions(FrozenConfig):
     """`short`: compact questions such as "number?"; `full`: English sentences, several paraphrases of each."""
     as_text: bool = False
     """No image: a transcript of the same scene stands before the same question."""
-    fonts: tuple[FontName, ...] = Field(default=("sans",), min_length=1)
+    fonts: tuple[FontName, ...] = Field(default=("sans",), min_length=1, max_length=9)
     """DejaVu faces to draw from, one a scene."""
     font_size: Range = (13, 18)
     """Font size, px. Text that would not fit is set smaller, down to 7 px."""
-    colours: tuple[ColourName, ...] = Field(default=SIX_COLOURS, min_length=2)
+    colours: tuple[ColourName, ...] = Field(default=SIX_COLOURS, min_length=2, max_length=9)
     """Ink colours."""
     background: Range = (200, 255)
     """Grey levels (0…255) of the plain background; each channel is drawn on its own, light tints come out."""
-    noise: float = Field(default=0.0, ge=0.0, le=64.0)
+    noise: Annotated[Number, Field(ge=0, le=64)] = 0.0
     """Standard deviation of Gaussian pixel noise, grey levels."""
     words: Literal["syllables", "english"] = "syllables"
     """`syllables`: consonants and vowels in turn, drawn anew; `english`: an embedded list of plain nouns."""
@@ -65,7 +66,7 @@ class GeneratedOptions(FrozenConfig):
     """Letters of a word, 3 to 12 (shorter ones could not be held out)."""
     digits: Range = (2, 2)
     """Digits of a number, 1 to 9. Single digits are never held out."""
-    held_out_numbers: float = Field(default=0.5, ge=0.0, le=1.0)
+    held_out_numbers: Share = 0.5
     """Share of held-out values among the numbers of val and test; the others are values that training shows too."""
 
     @field_validator(
@@ -189,7 +190,7 @@ class ReceiptsOptions(DocumentOptions):
     size: Size = (112, 112)
     tasks: dict[ReceiptsTask, Weight] = equal_weights(ReceiptsTask)
     """Weight of each category of question."""
-    fonts: tuple[FontName, ...] = Field(default=("mono", "sans"), min_length=1)
+    fonts: tuple[FontName, ...] = Field(default=("mono", "sans"), min_length=1, max_length=9)
     items: Range = (2, 5)
     """Lines of goods."""
     digits: Range = (1, 2)
@@ -235,7 +236,7 @@ class ChartsOptions(DocumentOptions):
     tasks: dict[ChartsTask, Weight] = equal_weights(ChartsTask)
     """Weight of each category of question."""
     font_size: Range = (9, 11)
-    kinds: tuple[ChartKind, ...] = Field(default=("bar", "line", "pie"), min_length=1)
+    kinds: tuple[ChartKind, ...] = Field(default=("bar", "line", "pie"), min_length=1, max_length=3)
     """Kinds of chart, equally likely."""
     bars: Range = (3, 5)
     """Bars, points or slices in a chart."""
@@ -301,6 +302,7 @@ NeedleTask = Literal[
     "top left", "top middle", "top right", "middle left", "middle middle", "middle right", "bottom left",
     "bottom middle", "bottom right",
 ]  # fmt: skip
+Cells = Annotated[Whole, Field(ge=1, le=256)]
 
 
 class NeedleOptions(DocumentOptions):
@@ -309,7 +311,7 @@ class NeedleOptions(DocumentOptions):
     size: Size = (384, 384)
     tasks: dict[NeedleTask, Weight] = equal_weights(NeedleTask)
     """Weight of each ninth of the page: where the number stands. By default those that hold a cell."""
-    cells: tuple[Annotated[int, Field(ge=1, le=256)], Annotated[int, Field(ge=1, le=256)]] = (12, 6)
+    cells: tuple[Cells, Cells] = (12, 6)
     """Rows and columns of cells. Of fewer than three, some thirds of the page are without any: crops of such a page."""
 
     @model_validator(mode="before")
@@ -339,6 +341,9 @@ def _has_cells(ninth: str, cells: Sequence[int]) -> bool:
     return all(cells_of_third(band, count) for band, count in zip(ninth.split(), cells, strict=True))
 
 
+PositiveShare = Annotated[Share, Field(gt=0)]
+
+
 class MajorityOptions(FrozenConfig):
     """Text only: class words and dots in a row; the answer is the most frequent word, and one alone is that.
 
@@ -346,19 +351,21 @@ class MajorityOptions(FrozenConfig):
     split may hold it.
     """
 
-    classes: tuple[str, ...] = Field(
-        ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"), min_length=2
+    classes: tuple[Name, ...] = Field(
+        ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"),
+        min_length=2,
+        max_length=1000,
     )
     """Class words."""
-    length: int = Field(default=16, ge=4, le=1024)
+    length: Annotated[Whole, Field(ge=4, le=1024)] = 16
     """Places in the row."""
-    winner: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.3, 0.9)
+    winner: tuple[PositiveShare, PositiveShare] = (0.3, 0.9)
     """Range of the winner's share of the words."""
-    dots: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.6)
+    dots: tuple[Decay, Decay] = (0.0, 0.6)
     """Range of the share of dots among the places."""
-    prefix: str = "photo:"
+    prefix: Name = "photo:"
     """What stands before the row."""
-    question: str = ""
+    question: Name = ""
     """What stands behind the row, after a semicolon; nothing when empty."""
 
     @model_validator(mode="after")
@@ -407,6 +414,4 @@ def _explain(model: type[FrozenConfig], error: ValidationError) -> str:
     if first["type"] == "literal_error":
         valid = [word.strip(" '") for word in first.get("ctx", {})["expected"].replace(" or ", ", ").split(",")]
         return f"options.{place}: unknown value {first['input']!r}; {nearest(str(first['input']), valid)}"
-    message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
-    return f"options.{place}: {message}{found}" if place else message
+    return f"options.{place}: {complaint(first, model)}" if place else first["msg"].removeprefix("Value error, ")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import regular_file
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
 from unclipped.data.fields import first_held, is_held
@@ -38,12 +40,14 @@ def open_reader(config: SourceConfig) -> Source:
         return _open_text(path, config)
     if holds_shards(config):  # may be a pattern too
         return open_tar(config)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"source {path}: no such file or folder")
     if kind == "images":
         return FolderSource(config)
     if path.is_dir():
         path, kind = _file_of_split(path, config)
+    else:
+        regular_file(path)
     if kind == "auto":
         kind = _kind_by_name(path)
     if kind == "images":

@@ -20,6 +20,7 @@ import json
 import re
 from typing import Any
 
+from unclipped.core.bounded import check_format
 from unclipped.core.errors import UsageError, nearest
 from unclipped.data.config import SourceConfig
 from unclipped.data.fields import first_held, is_held
@@ -40,6 +41,8 @@ OPTIONS = ("prompt", "answer_case", "answer_is")
 QUESTION_FIELDS = ("question", "prompt")
 ANSWER_FIELDS = ("answer", "answers")
 _MEANINGS = ("text", "index_from_0", "index_from_1")
+MAX_PROMPT = 10_000
+"""Characters of the option `prompt`."""
 
 
 def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> None:
@@ -58,13 +61,15 @@ def check_options(config: SourceConfig, valid: tuple[str, ...] = OPTIONS) -> Non
             f"found {config.options['answer_is']!r}"
         )
     prompt = config.options.get("prompt", "{question}")
-    try:
-        prompt.format(question="", choices="")
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+    if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
         raise UsageError(
-            f"source {config.source}: option prompt: expected text, with {{question}} and {{choices}} where they "
-            f"belong, found {prompt!r}"
-        ) from None
+            f"source {config.source}: option prompt: expected text of at most {MAX_PROMPT:,} characters, with "
+            f"{{question}} and {{choices}} where they belong, found {prompt!r:.80}"
+        )
+    try:
+        check_format(prompt, ("question", "choices"))
+    except ValueError as error:
+        raise UsageError(f"source {config.source}: option prompt: {error}") from None
 
 
 def parse_qa(row: dict[str, Any], place: Place, config: SourceConfig) -> Sample:

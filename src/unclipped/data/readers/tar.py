@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.data.sources import Source
 
 WINDOW = 4096
+MAX_NAMES = 1_000_000
+"""Files that the braces of one pattern may name."""
 _OPEN_SHARDS = 16
 _INDICES_KEPT = 64
 _BRACES = re.compile(r"\{([^{}]+)\}")
@@ -145,7 +148,7 @@ def holds_shards(config: SourceConfig) -> bool:
     if config.format != "auto":
         return config.format == "tar"
     path = Path(config.source)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return config.source.endswith(_SUFFIXES)
     rows = any((path / f"{config.split}{suffix}").is_file() for suffix in (".jsonl", ".json", ".parquet"))
     return not rows and next(path.glob("*.tar"), None) is not None
@@ -161,7 +164,7 @@ def open_tar(config: SourceConfig) -> Source:
 def shard_paths(config: SourceConfig) -> list[Path]:
     """The shards a source names, sorted within each folder or glob. Raises DataError when one is missing."""
     folder = Path(config.source)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # a name that is too long for the system is no folder
         paths = sorted(folder.glob("*.tar"))
         found = [path for path in paths if path.name.startswith(config.split)] or paths
     else:
@@ -172,7 +175,7 @@ def shard_paths(config: SourceConfig) -> list[Path]:
             found += [Path(match) for match in matches]
     if not found:
         raise DataError(f"source {config.source}: no .tar file there")
-    missing = [path for path in found if not path.is_file()]
+    missing = [path for path in found if not os.path.isfile(path)]
     if missing:
         raise DataError(
             f"source {config.source}: {len(missing)} of {len(found)} shards missing, the first {missing[0]}; "
@@ -184,21 +187,38 @@ def shard_paths(config: SourceConfig) -> list[Path]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """`pattern` with each {first..last} or {one,other} filled in, numbers as wide as the first."""
-    braces = _BRACES.search(pattern)
-    if braces is None:
-        return [pattern]
-    numbers = _RANGE.fullmatch(braces[1])
-    if numbers is not None:
-        first, last = int(numbers[1]), int(numbers[2])
-        if first > last:
-            raise UsageError(f"source {pattern}: the range {braces[0]} is empty; swap its ends")
-        choices = [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
-    else:
-        choices = braces[1].split(",")
-    return [
-        name for choice in choices for name in _expanded(pattern[: braces.start()] + choice + pattern[braces.end() :])
-    ]
+    """`pattern` with each {first..last} or {one,other} filled in, numbers as wide as the first.
+
+    Raises UsageError for an empty range, and above MAX_NAMES before they are made.
+    """
+    names, made = [pattern], 0
+    while any(_BRACES.search(name) for name in names):
+        filled: list[str] = []
+        for name in names:
+            braces = _BRACES.search(name)
+            choices = _choices(braces[1], pattern) if braces else [""]
+            made += len(choices)
+            if made > MAX_NAMES:
+                raise UsageError(f"source {pattern}: names more than {MAX_NAMES:,} files, the limit; name fewer")
+            before, after = (name[: braces.start()], name[braces.end() :]) if braces else (name, "")
+            filled += [f"{before}{choice}{after}" for choice in choices]
+        names = filled
+    return names
+
+
+def _choices(inside: str, pattern: str) -> Sequence[str]:
+    """The texts that one pair of braces names."""
+    numbers = _RANGE.fullmatch(inside)
+    if numbers is None:
+        return inside.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if first > last:
+        raise UsageError(f"source {pattern}: the range {{{inside}}} is empty; swap its ends")
+    if last - first >= MAX_NAMES:
+        raise UsageError(
+            f"source {pattern}: the range {{{inside}}} names {last - first + 1:,} files; the limit is {MAX_NAMES:,}"
+        )
+    return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
 
 
 def _options(config: SourceConfig) -> tuple[int, str | None]:

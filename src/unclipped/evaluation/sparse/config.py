@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from unclipped.attention.config import SparseConfig
-from unclipped.core.config import FrozenConfig
+from unclipped.core.config import (
+    BatchSize,
+    BlockTokens,
+    FrozenConfig,
+    Layers,
+    Name,
+    Number,
+    PathText,
+    PatternText,
+    Resamples,
+    Seed,
+    Share,
+    Threads,
+    Tokens,
+    Whole,
+)
 from unclipped.evaluation.config import TaskConfig
 
 CANDIDATES = (
@@ -33,7 +48,7 @@ class PatternArm(SparseConfig):
     fallback: Literal["auto", "never"] = "never"
     """`never`: the pattern at any length. `auto` measures what a user gets, dense fallback included."""
     calibration: Literal["measured", "fixed"] = "fixed"
-    name: str = ""
+    name: Name = ""
     """Name in tables and plots; by default the pattern's text."""
 
     @property
@@ -53,19 +68,19 @@ def _distinct(arms: tuple[PatternArm, ...]) -> tuple[PatternArm, ...]:
 class QualityConfig(FrozenConfig):
     """What `prefill quality` measures."""
 
-    model: str
+    model: PathText
     """Model folder in our format (or hub id)."""
     task: TaskConfig
     """Questions whose prompts are measured and whose answers are scored."""
-    patterns: tuple[PatternArm, ...] = Field(min_length=1)
+    patterns: Annotated[tuple[PatternArm, ...], Field(min_length=1, max_length=1000)]
     """The patterns, each measured against dense."""
     score: bool = True
     """Also answer every question dense and under each pattern, and report the paired difference of the scores."""
-    batch_size: PositiveInt = 8
+    batch_size: BatchSize = 8
     """Questions answered together."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
+    bootstrap_samples: Resamples = 2000
     """Number of bootstrap resamples."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the bootstrap and of random selections."""
 
     @field_validator("patterns")
@@ -77,31 +92,31 @@ class QualityConfig(FrozenConfig):
 class SearchConfig(FrozenConfig):
     """What `prefill search` looks for."""
 
-    model: str
+    model: PathText
     """Model folder in our format (or hub id)."""
     task: TaskConfig
     """Prompts: the first `limit` of the source. Every other one chooses, the rest verify."""
-    candidates: tuple[str, ...] = Field(default=CANDIDATES, min_length=1)
+    candidates: Annotated[tuple[PatternText, ...], Field(min_length=1, max_length=1000)] = CANDIDATES
     """Patterns to choose from for each layer."""
-    kl: float = Field(default=0.05, gt=0.0)
+    kl: Annotated[Number, Field(gt=0, le=100)] = 0.05
     """Bound on the mean KL(dense ‖ sparse) of the next token, nats."""
-    mass: float = Field(default=0.0, ge=0.0, le=1.0)
+    mass: Share = 0.0
     """Least recovered attention mass of every layer, on the prompts that choose. 0: no bound."""
-    density: float = Field(default=1.0, gt=0.0, le=1.0)
+    density: Annotated[Share, Field(gt=0)] = 1.0
     """Largest mean density allowed."""
     per_head: bool = False
     """Choose for each key head (its group of query heads) and not only for each layer."""
     rulers: bool = True
     """Also measure random and oracle selection at the density of every point of the frontier."""
-    key_block: PositiveInt = 128
-    query_block: PositiveInt = 256
+    key_block: BlockTokens = 128
+    query_block: BlockTokens = 256
     score: bool = False
     """Also answer the task's questions dense and under every point of the frontier."""
-    batch_size: PositiveInt = 8
+    batch_size: BatchSize = 8
     """Questions answered together."""
-    steps: PositiveInt = 6
+    steps: Annotated[Whole, Field(ge=1, le=1000)] = 6
     """Refinements between the last combination that holds and the first that does not."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of random selections."""
 
     @model_validator(mode="after")
@@ -124,21 +139,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 class BenchConfig(FrozenConfig):
     """What `prefill bench` times."""
 
-    model: str
+    model: PathText
     """A model folder, or the name of a shape (0.6b, 1.7b, 8b) for a decoder with random weights."""
-    tokens: tuple[PositiveInt, ...] = Field(default=(1024, 4096), min_length=1)
+    tokens: Annotated[tuple[Tokens, ...], Field(min_length=1, max_length=100)] = (1024, 4096)
     """Prompt lengths: tokens of a decoder, visual tokens of a vision-language model."""
-    patterns: tuple[PatternArm, ...] = Field(min_length=1)
-    layers: PositiveInt | None = None
+    patterns: Annotated[tuple[PatternArm, ...], Field(min_length=1, max_length=1000)]
+    layers: Layers | None = None
     """Cut a shape to so many layers."""
     dtype: Literal["fp32", "bf16", "own"] = "own"
     """`own`: that of the checkpoint; bf16 for shapes."""
-    device: str = "auto"
-    threads: PositiveInt | None = None
+    device: Name = "auto"
+    threads: Threads | None = None
     """Threads of torch, pinned for all measurements; null: as it is."""
-    repeats: int = Field(default=7, ge=1)
+    repeats: Annotated[Whole, Field(ge=1, le=10_000)] = 7
     """Interleaved repeats; medians and their smallest and largest are reported."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     @field_validator("patterns")
     @classmethod
