@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
 from unclipped.core.config import FrozenConfig
+from unclipped.core.documents import read_yaml
 from unclipped.core.errors import DataError
 from unclipped.core.files import write_text
 
@@ -39,12 +40,9 @@ def is_pattern_file(text: str) -> bool:
 def read_pattern_file(path: str | Path) -> PatternFile:
     """Read a pattern file. Raises DataError that names the file and the field."""
     path = Path(path)
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"pattern file {path}: {error.strerror}; write one with 'unclipped prefill search'") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"pattern file {path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not path.exists():
+        raise DataError(f"pattern file {path}: no such file; write one with 'unclipped prefill search'")
+    held = read_yaml(path)
     if not isinstance(held, dict):
         raise DataError(f"pattern file {path}: expected fields such as 'pattern', found {type(held).__name__}")
     try:

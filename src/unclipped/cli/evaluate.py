@@ -46,8 +46,11 @@ def evaluate(
     rescore: bool = typer.Option(False, "--rescore", help="Score the kept predictions again; no model is loaded."),
 ) -> None:
     """Score a model (see HELP)."""
+    from contextlib import nullcontext
+
     from unclipped.cli.record import record_run, run_folder
     from unclipped.core.errors import UsageError
+    from unclipped.core.lock import folder_lock
     from unclipped.evaluation.config import EvaluationConfig
     from unclipped.recipes.loading import apply_overrides, read_recipe
     from unclipped.recipes.validation import validate
@@ -57,7 +60,8 @@ def evaluate(
     if rescore:
         from unclipped.evaluation.runner import rescore as run_rescore
 
-        run_rescore(output)
+        with folder_lock(output) if output.is_dir() else nullcontext():
+            run_rescore(output)
         return
     if recipe is not None:
         section = read_recipe(recipe).get("evaluation") or {}
@@ -75,7 +79,7 @@ def evaluate(
         apply_overrides(section, overrides or []), EvaluationConfig, f"recipe {recipe}" if recipe else "eval"
     )
     with run_folder(output, resume=resume):
-        record_run(config, output, resume=resume)
+        record_run(config, output, resume=resume, model=str(model))
         from unclipped.evaluation.runner import evaluate_model
 
         evaluate_model(str(model), config, output, resume=resume)

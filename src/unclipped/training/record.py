@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,12 @@ from typing import Any
 
 import torch
 
+from unclipped.core.documents import read_json
 from unclipped.core.errors import CheckpointError
+from unclipped.training.checkpoint import verify_files
+
+RECORD, MODEL = "training.json", "model"
+_REMEDY = "start a new run in another --output"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,55 @@ class TrainingResult:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record of an earlier run in the same folder, None when there is none. Raises CheckpointError if damaged."""
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error.msg}); start anew in another folder") from None
+    return check_record(read_json(path, error=CheckpointError, remedy=_REMEDY), path)
+
+
+def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`record`, which `path` holds. Raises CheckpointError unless it has the fields that resuming and reports read."""
+    stages, total = record.get("stages"), record.get("total")
+    whole = isinstance(record.get("finished"), bool) and isinstance(stages, list)
+    whole = whole and all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in stages or ())
+    if whole and record["finished"]:
+        whole = isinstance(total, dict) and all(_is_number(total.get(name)) for name in _TOTALS)
+        whole = whole and all("passed_over" in entry or _is_whole(entry) for entry in stages or ())
+    if not whole:
+        raise CheckpointError(f"{path}: not the record of a training run; {_REMEDY}")
+    return record
+
+
+_TOTALS = ("seconds", "device_hours", "flops", "peak_memory_bytes")
+_NUMBERS = ("steps", "batch_size", "seconds", "device_hours")
+_SECTIONS = ("parameters", "flops", "peak_memory", "samples_per_second")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(entry: dict[str, Any]) -> bool:
+    """Whether what is kept of a finished stage has the fields that reports read."""
+    return all(_is_number(entry.get(name)) for name in _NUMBERS) and all(
+        isinstance(entry.get(name), dict) for name in _SECTIONS
+    )
+
+
+def finished_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished run. Raises CheckpointError when it is missing, damaged or of an unfinished one."""
+    record = read_record(folder / RECORD)
+    if record is None or not record["finished"]:
+        raise CheckpointError(f"{folder / RECORD}: holds no finished training run; {_REMEDY}")
+    return record
+
+
+def verify_model(folder: Path, record: dict[str, Any]) -> None:
+    """Compare the model of a finished run with the digests in its record, where there are some.
+
+    Raises CheckpointError that names the file which is missing or has another content.
+    """
+    if "model_files" in record:
+        verify_files(folder / MODEL, record["model_files"], folder / RECORD, f"put it back, or {_REMEDY}")
 
 
 def hardware(device: torch.device, autocast: torch.dtype | None, processes: int) -> dict[str, Any]:
