@@ -102,17 +102,21 @@ def changes_between(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     found = [f"{name} is new" for name in after if name not in before]
     found += [f"{name} is gone" for name in before if name not in after]
     found += [
-        f"{name} {_difference(before[name], after[name], 'rows' if name.endswith('.jsonl') else 'lines')}"
+        f"{name} {_difference(before[name], after[name], _UNITS.get(Path(name).suffix))}"
         for name in after
         if name in before and before[name] != after[name]
     ]
     return found or ["its files differ"]
 
 
-def _difference(was: Any, now: Any, unit: str) -> str:
+_UNITS = {".jsonl": "rows", ".txt": "lines", ".md": "lines"}
+
+
+def _difference(was: Any, now: Any, unit: str | None) -> str:
     if now[0] < 0:
         return "is gone"
-    if isinstance(was, list) and len(was) == 3 and isinstance(was[2], int) and now[2] != was[2] and now[2] and was[2]:
+    is_counted = unit is not None and isinstance(was, list) and len(was) == 3 and isinstance(was[2], int)
+    if is_counted and now[2] != was[2] and now[2] and was[2]:  # of a file read by blocks no lines are known
         return f"has {abs(now[2] - was[2]):,} {unit} {'fewer' if now[2] < was[2] else 'more'}"
     return "has another content"
 

@@ -47,11 +47,10 @@ class Prediction:
         return ("item", self.index) if self.cluster is None else ("cluster", self.cluster)
 
 
-_ROW = create_model(
-    "prediction",
-    __config__=ConfigDict(strict=True, extra="forbid"),
-    **{name: (kind, getattr(Prediction, name, ...)) for name, kind in get_type_hints(Prediction).items()},
-)
+_FIELDS: dict[str, Any] = {
+    name: (kind, getattr(Prediction, name, ...)) for name, kind in get_type_hints(Prediction).items()
+}
+_ROW = create_model("prediction", __config__=ConfigDict(strict=True, extra="forbid"), **_FIELDS)
 
 
 def fingerprint(parts: Any) -> str:

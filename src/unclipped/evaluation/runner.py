@@ -182,8 +182,12 @@ def predictions_folder(output: str | Path, task: str, *, blind: bool = False) ->
 
 
 def read_predictions(folder: str | Path) -> list[Prediction]:
-    """The predictions kept in a task's folder, in the order of its source."""
-    return PredictionFile(folder).read()
+    """The predictions kept in a task's folder, in the order of its source. Raises DataError when there are none."""
+    file = PredictionFile(folder)
+    found = file.read()
+    if not found:
+        raise DataError(f"{file.path}: holds no prediction; remove the folder and evaluate again")
+    return found
 
 
 def compare_folders(
