@@ -41,8 +41,11 @@ def read_pattern_file(path: str | Path) -> PatternFile:
     """Read a pattern file. Raises DataError that names the file and the field."""
     path = Path(path)
     if not path.exists():
-        raise DataError(f"pattern file {path}: no such file; write one with 'unclipped prefill search'")
-    held = read_yaml(path)
+        raise DataError(f"pattern file {path}: No such file or directory; write one with 'unclipped prefill search'")
+    try:
+        held = read_yaml(path)
+    except DataError as error:
+        raise DataError(f"pattern file {error}") from None
     if not isinstance(held, dict):
         raise DataError(f"pattern file {path}: expected fields such as 'pattern', found {type(held).__name__}")
     try:

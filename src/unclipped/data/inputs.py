@@ -49,7 +49,7 @@ def check_inputs(folder: Path, config: Any, *, resume: bool) -> bool:
             f"--resume: files changed since {folder} was begun: {'; '.join(changed)}. Put them back, or start "
             "a new run in another --output"
         )
-    if known | found != known or not path.exists():
+    if known | found != known:
         write_json(path, {"inputs": known | found})
     return bool(known) or not found
 

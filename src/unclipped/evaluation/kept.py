@@ -106,7 +106,7 @@ def read_task(folder: Path) -> KeptTask:
         )
     rows = file.read()
     remedy = "score again with unclipped eval --rescore"
-    found = read_json(result, remedy=remedy)
+    found = read_json(result, root=None, remedy=remedy)
     if not is_task_result(found):
         raise DataError(f"{result}: not the result of a task; {remedy}")
     if (counted := found["overall"]["count"]) != len(rows):

@@ -186,7 +186,7 @@ def read_predictions(folder: str | Path) -> list[Prediction]:
     file = PredictionFile(folder)
     found = file.read()
     if not found:
-        raise DataError(f"{file.path}: holds no prediction; remove the folder and evaluate again")
+        raise DataError(f"{file.path}: no predictions to score; remove the folder and evaluate again")
     return found
 
 

@@ -129,10 +129,11 @@ def progress_of(name: str, folder: Path) -> str | None:
         row = newest_metrics(folder / "metrics.jsonl")
     except UnclippedError:  # the arm itself names what is wrong with its file
         return None
-    if row is None:
+    if row is None or not all(isinstance(row.get(key), int | float) for key in ("step", "loss", "samples_per_second")):
         return None
     return (
-        f"{name}: {row['stage']} step {row['step']}, loss {row['loss']:.3f}, {row['samples_per_second']:.0f} samples/s"
+        f"{name}: {row.get('stage')} step {row['step']}, loss {row['loss']:.3f}, "
+        f"{row['samples_per_second']:.0f} samples/s"
     )
 
 

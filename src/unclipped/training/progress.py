@@ -43,17 +43,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def newest_metrics(path: Path) -> dict[str, Any] | None:
-    """The last whole row of a metrics.jsonl, which may be written at this moment; None when there is none yet.
+    """The last whole row of a metrics.jsonl, which may be written at this moment; None when there is none
+    yet or it is not whole.
 
-    Raises DataError when it is no row of metrics.
+    Raises DataError when it is no JSON object.
     """
     try:
         with open(path, "rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = stream.read().split(b"\n")[:-1]
+            tail = stream.read()
     except OSError:
         return None
-    return _checked(parse_json(lines[-1], str(path), root=dict), str(path)) if lines else None
+    if not tail.endswith(b"\n"):
+        return None
+    return parse_json(tail[tail.rfind(b"\n", 0, -1) + 1 :], str(path), root=dict)
 
 
 _TAIL_BYTES = 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,31 +44,32 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
     """`record`, which `path` holds. Raises CheckpointError unless it has the fields that resuming and reports read."""
-    stages, total = record.get("stages"), record.get("total")
-    whole = isinstance(record.get("finished"), bool) and isinstance(stages, list)
-    whole = whole and all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in stages or ())
-    if whole and record["finished"]:
-        whole = isinstance(total, dict) and all(_is_number(total.get(name)) for name in _TOTALS)
-        whole = whole and all("passed_over" in entry or _is_whole(entry) for entry in stages or ())
-    if not whole:
+    stages, is_finished = record.get("stages"), record.get("finished")
+    whole = isinstance(is_finished, bool) and isinstance(stages, list)
+    for entry in stages if isinstance(stages, list) else ():
+        whole = whole and isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        whole = whole and ("passed_over" in entry or _has_numbers(entry, _READ if is_finished else _READ + _SUMMED))
+    if not whole or (is_finished and not _has_numbers(record, _TOTALS)):
         raise CheckpointError(f"{path}: not the record of a training run; {_REMEDY}")
     return record
 
 
-_TOTALS = ("seconds", "device_hours", "flops", "peak_memory_bytes")
-_NUMBERS = ("steps", "batch_size", "seconds", "device_hours")
-_SECTIONS = ("parameters", "flops", "peak_memory", "samples_per_second")
+_TOTALS = ("total.seconds", "total.device_hours", "total.flops", "total.peak_memory_bytes")
+_READ = ("steps", "batch_size", "seconds", "final_loss", "samples_per_second.median", "parameters.all.total")
+"""What reports read of a finished stage."""
+_SUMMED = ("device_hours", "flops.total", "peak_memory.bytes")
+"""What is summed over the stages when the last one ends."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(entry: dict[str, Any]) -> bool:
-    """Whether what is kept of a finished stage has the fields that reports read."""
-    return all(_is_number(entry.get(name)) for name in _NUMBERS) and all(
-        isinstance(entry.get(name), dict) for name in _SECTIONS
-    )
+def _has_numbers(fields: Any, paths: Sequence[str]) -> bool:
+    """Whether numbers lie at all of these paths of keys, written `outer.inner`."""
+    for path in paths:
+        value = fields
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+    return True
 
 
 def finished_record(folder: Path) -> dict[str, Any]:
