@@ -48,7 +48,7 @@ def test_probes_with_one_command_and_again_from_its_recipe(place: Place, run: Ru
     assert (done.status, done.err) == (0, "")
     assert "random weights" in done.out
     assert {path.name for path in Path("out").iterdir()} == {
-        "recipe.yaml", "environment.json", "features", "predictions.jsonl", "results.json", "report.md",
+        "recipe.yaml", "environment.json", "inputs.json", "features", "predictions.jsonl", "results.json", "report.md",
     }  # fmt: skip
     again = run(place.models.vision, "--recipe", "out/recipe.yaml", "--output", "again")
     assert again.status == 0, again

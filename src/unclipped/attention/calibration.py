@@ -26,7 +26,8 @@ from unclipped.attention.layout import Layout
 from unclipped.attention.patterns import Window
 from unclipped.attention.plan import BlockPlan, build_plan
 from unclipped.attention.sparse import sparse_attention
-from unclipped.core.errors import UnclippedError
+from unclipped.core.documents import read_json
+from unclipped.core.errors import DataError, UnclippedError
 from unclipped.core.files import write_json
 
 logger = logging.getLogger("unclipped.attention")
@@ -120,11 +121,11 @@ def read(path: Path, key: dict[str, object]) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        held = json.loads(path.read_text())
+        held = read_json(path)
         lengths, densities = tuple(map(int, held["lengths"])), tuple(map(float, held["densities"]))
         if held["key"] != key or len(lengths) != len(densities) or not lengths:
             raise ValueError("it belongs to another machine or shape")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, ValueError, KeyError, TypeError, OverflowError) as error:
         logger.warning("sparse prefill: %s cannot be used and is measured again: %s", path, error)
         return None
     return Calibration(lengths, densities, is_measured=True)

@@ -63,9 +63,12 @@ def evaluate(
     rescore: bool = typer.Option(False, "--rescore", help="Score the kept predictions again; no model is loaded."),
 ) -> None:
     """Score a model (see HELP)."""
+    from contextlib import nullcontext
+
     from unclipped.cli.modes import refuse_unused
     from unclipped.cli.record import record_run, run_folder
     from unclipped.core.errors import UsageError
+    from unclipped.core.lock import folder_lock
     from unclipped.evaluation.config import EvaluationConfig
     from unclipped.recipes.loading import apply_overrides, read_recipe
     from unclipped.recipes.validation import validate
@@ -74,7 +77,8 @@ def evaluate(
         refuse_unused(context, "with --rescore", _UNUSED_WITH["--rescore"])
         from unclipped.evaluation.runner import rescore as run_rescore
 
-        run_rescore(output, scorer=scorer)
+        with folder_lock(output) if output.is_dir() else nullcontext():
+            run_rescore(output, scorer=scorer)
         return
     if (recipe is None) == (data is None):
         raise UsageError("eval: give either --recipe NAME or --data FOLDER (or generated:NAME)")
@@ -100,7 +104,7 @@ def evaluate(
         apply_overrides(section, overrides or []), EvaluationConfig, f"recipe {recipe}" if recipe else "eval"
     )
     with run_folder(output, resume=resume):
-        record_run(config, output, resume=resume)
+        record_run(config, output, resume=resume, model=str(model))
         from unclipped.evaluation.runner import evaluate_model
 
         evaluate_model(str(model), config, output, resume=resume)

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unclipped.core.errors import UnclippedError, UsageError
+from unclipped.core.documents import regular_file
+from unclipped.core.errors import DataError, UnclippedError, UsageError, guarded
+from unclipped.core.lock import LOCK_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +97,20 @@ def write_array(path: Path, values: np.ndarray) -> None:
         numpy.save(stream, values)
 
 
+def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """An .npy file, `mapped` read-only rather than read. Raises FileNotFoundError, DataError for anything else."""
+    import numpy
+
+    if not path.exists():
+        raise FileNotFoundError(path)
+    regular_file(path)
+    with guarded(lambda reason: DataError(f"{path}: no array can be read from it ({reason}); remove it")):
+        found = numpy.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    if not isinstance(found, numpy.ndarray):
+        raise DataError(f"{path}: an archive of arrays, expected one array; remove it")
+    return found
+
+
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a JSONL file, one line a row, flushed once. Raises UnclippedError when it cannot be written."""
     path = Path(path)
@@ -108,6 +124,48 @@ def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         ) from None
 
 
+def cut_unfinished_line(path: str | Path) -> int:
+    """Remove what stands behind the last line end of a JSONL file: a write that was cut short; -> bytes removed.
+
+    A last line that is a whole JSON object and lacks its line end only is given one. Raises UnclippedError when the
+    file cannot be changed.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb+") as stream:
+            end = start = stream.seek(0, os.SEEK_END)
+            tail = b""
+            while start > 0 and b"\n" not in tail:
+                step = min(start, 1 << 16)
+                start -= step
+                stream.seek(start)
+                tail = stream.read(step) + tail
+            line = tail[tail.rfind(b"\n") + 1 :]
+            if not line:
+                return 0
+            if _is_object(line):
+                stream.seek(0, os.SEEK_END)
+                stream.write(b"\n")
+                return 0
+            stream.truncate(end - len(line))
+            os.fsync(stream.fileno())
+            return len(line)
+    except OSError as error:
+        raise UnclippedError(f"cannot repair {path}: {error.strerror or error}; check its permissions") from None
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether a folder is not there or holds nothing but the lock of a run."""
+    return not path.exists() or (path.is_dir() and all(item.name == LOCK_FILE for item in path.iterdir()))
+
+
 def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool = True) -> Path:
     """Make the folder of a run. Raises UsageError when it holds something already and `resume` is false.
 
@@ -116,7 +174,7 @@ def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool =
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {path}: is a file, not a folder")
-    if path.is_dir() and any(path.iterdir()) and not resume:
+    if not resume and not is_empty_folder(path) and path.is_dir():
         remedy = "choose another, remove it, or add --resume to go on" if can_resume else "choose another or remove it"
         raise UsageError(f"--output {path}: the folder is not empty; {remedy}")
     try:

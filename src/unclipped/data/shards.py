@@ -32,7 +32,7 @@ import numpy as np
 
 from unclipped.core.documents import regular_file
 from unclipped.core.errors import DataError, UnclippedError, guarded
-from unclipped.core.files import cache_folder, write_array
+from unclipped.core.files import cache_folder, read_array, write_array
 
 logger = logging.getLogger("unclipped.data")
 
@@ -67,11 +67,7 @@ def index_of(path: Path) -> np.ndarray:
         cached = cache_folder("shards") / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.npy"
         try:
             if cached.is_file():
-                with guarded(DataError):
-                    kept = np.load(cached, mmap_mode="r")
-                if kept.dtype.names != tuple(name for name, _ in _fields(1)) or kept.ndim != 1:
-                    raise DataError("it holds other fields")
-                return kept
+                return _cached_index(cached)
         except DataError as error:
             logger.warning("%s: the cached index of %s is damaged (%s) and is made again", cached, path, error)
         with open(path, "rb") as stream:
@@ -86,7 +82,16 @@ def index_of(path: Path) -> np.ndarray:
     except OSError as error:
         logger.warning("%s cannot be written (%s): %s is scanned again in every run", cached, error, path)
         return records
-    return np.load(cached, mmap_mode="r")
+    return read_array(cached, mapped=True)
+
+
+def _cached_index(file: Path) -> np.ndarray:
+    """The index in a file. Raises DataError when it is none."""
+    records = read_array(file, mapped=True)
+    names = {"key", "trouble", *(f"{role}_{part}" for role in ROLES for part in ("at", "bytes", "suffix"))}
+    if records.ndim != 1 or set(records.dtype.names or ()) != names:
+        raise DataError(f"{file}: holds no index of a shard; remove it")
+    return records
 
 
 def _is_cut(records: np.ndarray, size: int) -> np.ndarray:

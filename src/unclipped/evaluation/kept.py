@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unclipped.core.documents import read_json
 from unclipped.core.errors import DataError, UsageError
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
 from unclipped.evaluation.predictions import TASK_FILE, Prediction, PredictionFile
+from unclipped.evaluation.results import is_task_result
 from unclipped.evaluation.runner import RESULTS_FILE, TASK_RESULT_FILE, settings_of
 
 _PLACES = ("evaluation/predictions", "predictions", ".")
@@ -104,11 +105,11 @@ def read_task(folder: Path) -> KeptTask:
             "go on with it (--resume)"
         )
     rows = file.read()
-    try:
-        counted = json.loads(result.read_text(encoding="utf-8"))["overall"]["count"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{result}: not the result of a task; score again with unclipped eval --rescore") from None
-    if counted != len(rows):
+    remedy = "score again with unclipped eval --rescore"
+    found = read_json(result, root=None, remedy=remedy)
+    if not is_task_result(found):
+        raise DataError(f"{result}: not the result of a task; {remedy}")
+    if (counted := found["overall"]["count"]) != len(rows):
         raise DataError(
             f"{file.path}: holds {len(rows):,} predictions where {result.name} beside it counts {counted:,}; copy the "
             "folder again, or evaluate again"

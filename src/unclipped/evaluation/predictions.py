@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from unclipped.core.documents import read_jsonl
+from pydantic import ConfigDict, ValidationError, create_model
+
+from unclipped.core.documents import read_json, read_jsonl
 from unclipped.core.errors import DataError, UsageError
-from unclipped.core.files import append_jsonl, write_json
+from unclipped.core.files import append_jsonl, cut_unfinished_line, write_json
 
 PREDICTIONS_FILE = "predictions.jsonl"
 TASK_FILE = "task.json"
@@ -46,6 +47,12 @@ class Prediction:
         return ("item", self.index) if self.cluster is None else ("cluster", self.cluster)
 
 
+_FIELDS: dict[str, Any] = {
+    name: (kind, getattr(Prediction, name, ...)) for name, kind in get_type_hints(Prediction).items()
+}
+_ROW = create_model("prediction", __config__=ConfigDict(strict=True, extra="forbid"), **_FIELDS)
+
+
 def fingerprint(parts: Any) -> str:
     """A short digest of a JSON-able value; equal values have equal digests whatever the order of their keys."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
@@ -76,7 +83,7 @@ class PredictionFile:
                     f"{self.path}: made by another model or other task settings (identity {found}, expected "
                     f"{identity}); choose another --output or remove this folder"
                 )
-            self._cut_unfinished_line()
+            cut_unfinished_line(self.path)  # an interrupted write, whose item is asked again
         write_json(self.task_path, {"identity": identity, **settings})
         return self.read() if existing else []
 
@@ -84,19 +91,7 @@ class PredictionFile:
         """What `begin` wrote. Raises DataError when the file is missing or damaged."""
         if not self.task_path.is_file():
             raise DataError(f"{self.task_path}: no such file; {self.folder} is not the folder of an evaluated task")
-        try:
-            return json.loads(self.task_path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{self.task_path}: not valid JSON ({error.msg}); evaluate again") from None
-
-    def _cut_unfinished_line(self) -> None:
-        """Remove a last line without a line end: an interrupted write, whose item is asked again."""
-        with open(self.path, "rb+") as stream:
-            content = stream.read()
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                stream.truncate(end)
-                os.fsync(stream.fileno())
+        return read_json(self.task_path, remedy="evaluate again in another folder")
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Add predictions at the end of the file."""
@@ -106,11 +101,16 @@ class PredictionFile:
         """All predictions, in the order of their index. Raises DataError naming the line that cannot be read."""
         rows = []
         for number, row in read_jsonl(self.path):
+            for name in ("answers", "choices"):
+                if isinstance(row.get(name), list):
+                    row[name] = tuple(row[name])
             try:
-                texts = {name: tuple(row.pop(name)) for name in ("answers", "choices")}
-                rows.append(Prediction(**texts, **row))
-            except (TypeError, KeyError) as error:
-                raise DataError(f"{self.path}, line {number}: not a prediction ({error}); evaluate again") from None
+                _ROW.model_validate(row)
+            except ValidationError as error:
+                first = error.errors()[0]
+                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+                raise DataError(f"{self.path}, line {number}: not a prediction ({reason}); evaluate again") from None
+            rows.append(Prediction(**row))
         rows.sort(key=lambda prediction: prediction.index)
         doubled = [one.id for one, two in itertools.pairwise(rows) if one.index == two.index]
         if doubled:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import read_json
 from unclipped.core.errors import DataError
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
 from unclipped.evaluation.intervals import Difference, Estimate, estimate, paired_difference
@@ -160,6 +162,42 @@ def summarise(
         num_unparsed=sum(not score.is_parsed for _, score in pairs),
         num_with_thinking=sum(score.has_thinking for _, score in pairs),
         seconds=seconds,
+    )
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The results.json of an evaluation: {"model" | "blind": {task: result}, …}.
+
+    Raises DataError unless every figure has its value, interval and count.
+    """
+    remedy = "score again with unclipped eval --rescore"
+    found = read_json(path, remedy=remedy)
+    for arm in ("model", "blind"):
+        tasks = found.get(arm, None if arm == "model" else {})
+        if not isinstance(tasks, dict) or not all(is_task_result(task) for task in tasks.values()):
+            raise DataError(f"{path}: not the results of an evaluation ('{arm}'); {remedy}")
+    return found
+
+
+def is_task_result(value: Any) -> bool:
+    """Whether a value has the form of `TaskResult.to_dict`."""
+    if not isinstance(value, dict) or not isinstance(metric := value.get("metric"), str):
+        return False
+    groups = value.get("groups")
+    return isinstance(groups, dict) and all(_is_breakdown(part, metric) for part in (value, *groups.values()))
+
+
+def _is_breakdown(value: Any, metric: str) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("categories"), dict):
+        return False
+    return all(is_figure(row, metric) for row in (value.get("overall"), *value["categories"].values()))
+
+
+def is_figure(value: Any, metric: str) -> bool:
+    """Whether a value has a figure under the name of its metric, with interval and count."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), int | float) and not isinstance(value[name], bool)
+        for name in (metric, "low", "high", "count")
     )
 
 

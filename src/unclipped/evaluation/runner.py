@@ -12,6 +12,7 @@ from rich.console import Console
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_json
 from unclipped.core.progress import counting
+from unclipped.data.inputs import check_inputs
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
 from unclipped.evaluation.predictions import TASK_FILE, Prediction, PredictionFile, fingerprint
 from unclipped.evaluation.questions import Images, answers_in, as_prompt, gold_of, open_task, record, with_images_as
@@ -67,8 +68,8 @@ def evaluate(
     """Ask the questions of one task and score the answers; `output_dir` keeps predictions.jsonl and result.json.
 
     blind: the same as images="removed". config: settings of the intervals. With `resume` answers that are there already
-    are taken over, if they came from this model and these settings. Raises DataError for an empty task or a sample
-    without gold answer, UsageError for a folder with predictions of something else.
+    are taken over, if they came from this model, these settings and the same data files. Raises DataError for an empty
+    task or a sample without gold answer, UsageError for a folder with predictions of something else.
     """
     config = config or EvaluationConfig()
     console = console or default_console()
@@ -78,10 +79,16 @@ def evaluate(
     identity = fingerprint({"model": engine.fingerprint(), "images": images, **asked})
     known = None if task.unseen_answers_of is None else answers_in(task.unseen_answers_of)
     file = PredictionFile(output_dir)
+    check_inputs(file.folder, [task.source, task.unseen_answers_of], resume=resume and file.path.exists())
     settings = {"images": images, "task": task.model_dump(mode="json"), "evaluation": _interval_settings(config)}
     done = file.begin(settings, identity, resume=resume)
     finished = {prediction.index for prediction in done}
     total = source.length or 0
+    if not finished <= set(range(total)):
+        raise DataError(
+            f"{file.path}: holds item {max(finished)} where {source.name} has {total:,}; remove the folder and "
+            "evaluate again"
+        )
     todo = [index for index in range(total) if index not in finished]
     if finished and todo:
         console.print(f"task {task.name}: {len(finished)} answers are there already, {len(todo)} to go", markup=False)
@@ -175,8 +182,12 @@ def predictions_folder(output: str | Path, task: str, *, blind: bool = False) ->
 
 
 def read_predictions(folder: str | Path) -> list[Prediction]:
-    """The predictions kept in a task's folder, in the order of its source."""
-    return PredictionFile(folder).read()
+    """The predictions kept in a task's folder, in the order of its source. Raises DataError when there are none."""
+    file = PredictionFile(folder)
+    found = file.read()
+    if not found:
+        raise DataError(f"{file.path}: no predictions to score; remove the folder and evaluate again")
+    return found
 
 
 def compare_folders(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -16,11 +15,14 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import read_json
 from unclipped.core.errors import UnclippedError
 from unclipped.core.files import write_json
+from unclipped.core.lock import folder_lock
 from unclipped.training.interrupt import StopRequest, TrainingInterrupted, stop_this_process
+from unclipped.training.progress import newest_metrics
 
-LOG, ERROR = "log.txt", "error.json"
+LOG, ERROR, ARM_LOCK = "log.txt", "error.json", "arm.lock"
 _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_TO_SAVE = 20.0
 _OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
@@ -133,7 +135,8 @@ def _child(name: str, run: Callable[[str], Any], folder: Path, asked: Any) -> No
     os.dup2(log.fileno(), 2)
     sys.stdout = log
     try:
-        run(name)
+        with folder_lock(folder, ARM_LOCK):  # an arm may train on after its parent was killed
+            run(name)
     except UnclippedError as error:
         write_json(folder / ERROR, {"error": str(error), "exit_code": error.exit_code})
         sys.exit(error.exit_code)
@@ -161,24 +164,24 @@ def _has_fileno(stream: Any) -> bool:
 def _failure(name: str, folder: Path) -> ArmFailed:
     path = folder / ERROR
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, error=UnclippedError, remedy=f"the end of {folder / LOG} says what failed")
         path.unlink()
-        return ArmFailed(f"arm {name}: {found['error']}", int(found["exit_code"]))
+        code = found.get("exit_code")
+        return ArmFailed(f"arm {name}: {found.get('error')}", code if isinstance(code, int) else 1)
     return ArmFailed(f"arm {name}: ended without a word; the end of {folder / LOG} says more", 1)
 
 
 def progress_of(name: str, folder: Path) -> str | None:
     """`name: stage step, loss`, from the last line of the arm's metrics; None when there is none yet."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        row = json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):  # being written at this moment
+        row = newest_metrics(folder / "metrics.jsonl")
+    except UnclippedError:  # the arm itself names what is wrong with its file
+        return None
+    if row is None or not all(isinstance(row.get(key), int | float) for key in ("step", "loss", "samples_per_second")):
         return None
     return (
-        f"{name}: {row['stage']} step {row['step']}, loss {row['loss']:.3f}, {row['samples_per_second']:.0f} samples/s"
+        f"{name}: {row.get('stage')} step {row['step']}, loss {row['loss']:.3f}, "
+        f"{row['samples_per_second']:.0f} samples/s"
     )
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unclipped.core.documents import read_jsonl
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_json
+from unclipped.data.inputs import check_inputs
+from unclipped.evaluation.probes.results import RESULTS_FILE, read_probes
 from unclipped.evaluation.runner import compare_folders, predictions_folder
 from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.comparison_config import BLIND, LLM_INIT, RANDOM, ComparisonConfig
-from unclipped.studies.experiment import ARM_FILE, Arm, blind, open_inputs, random_encoder, run_arm
+from unclipped.studies.experiment import Arm, blind, is_done, open_inputs, random_encoder, run_arm
 from unclipped.studies.summary import results_of, task_rows
-from unclipped.training.record import read_record
+from unclipped.training.progress import read_metrics
+from unclipped.training.record import finished_record, read_record, verify_model
 
 if TYPE_CHECKING:
     from unclipped.encoders.spec import EncoderSpec
@@ -64,14 +65,14 @@ def run_comparison(
     if config.vlm is not None:
         open_inputs(config.experiment("later", is_baseline=False))
     for names in config.waves():
-        todo = {name: folders.encoder(name) for name in names if not (resume and _is_pretrained(folders, name))}
+        todo = {name: folders.encoder(name) for name in names if not (resume and _is_pretrained(config, folders, name))}
         _run("pretraining", todo, partial(_pretrain, config, folders, resume), config, say)
     _check_architectures(config, folders)
     probes = {f"{arm} {probe}": folders.probe(arm, probe) for arm in config.arms for probe in config.probes}
-    todo = {name: path for name, path in probes.items() if not (resume and (path / "results.json").is_file())}
+    todo = {name: path for name, path in probes.items() if not (resume and _is_probed(config, folders, name))}
     _run("probes", todo, partial(_probe, config, folders), config, say)
     arms = _vlm_arms(config, folders)
-    todo = {arm.name: arm.folder for arm in arms if not (resume and (arm.folder / ARM_FILE).is_file())}
+    todo = {arm.name: arm.folder for arm in arms if not (resume and is_done(arm))}
     _run("models", todo, partial(_train, {arm.name: arm for arm in arms}, resume), config, say)
     results = _results(config, folders, arms)
     write_json(folders.output / RESULTS, results)
@@ -95,9 +96,22 @@ def _run(
         run(name)
 
 
-def _is_pretrained(folders: _Folders, name: str) -> bool:
+def _is_pretrained(config: ComparisonConfig, folders: _Folders, name: str) -> bool:
     record = read_record(folders.encoder(name) / "training.json")
-    return record is not None and bool(record.get("finished"))
+    if record is None or not record["finished"]:
+        return False
+    verify_model(folders.encoder(name), record)
+    check_inputs(folders.encoder(name), config.pretraining(name, folders.output / "encoders"), resume=True)
+    return True
+
+
+def _is_probed(config: ComparisonConfig, folders: _Folders, name: str) -> bool:
+    arm, probe = name.split(" ", maxsplit=1)
+    folder = folders.probe(arm, probe)
+    if not (folder / RESULTS_FILE).exists():
+        return False
+    check_inputs(folder, config.probe(probe, folders.model(arm), is_baseline=True), resume=True)
+    return True
 
 
 def _pretrain(config: ComparisonConfig, folders: _Folders, resume: bool, name: str) -> None:
@@ -144,9 +158,9 @@ def _probe(config: ComparisonConfig, folders: _Folders, name: str) -> None:
 
     arm, probe = name.split(" ", maxsplit=1)
     folder = folders.model(arm)
-    evaluate_encoder(
-        config.probe(probe, folder, is_baseline=_spec(folder).needs_baseline_flag), folders.probe(arm, probe)
-    )
+    settings = config.probe(probe, folder, is_baseline=_spec(folder).needs_baseline_flag)
+    check_inputs(folders.probe(arm, probe), settings, resume=False)
+    evaluate_encoder(settings, folders.probe(arm, probe))
 
 
 def _vlm_arms(config: ComparisonConfig, folders: _Folders) -> list[Arm]:
@@ -179,9 +193,10 @@ def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> di
     """
     pretraining: dict[str, Any] = {}
     for name in config.arms:
-        rows = [row for _, row in read_jsonl(folders.encoder(name) / "metrics.jsonl")]
-        record = read_record(folders.encoder(name) / "training.json")
-        assert record is not None
+        metrics = folders.encoder(name) / "metrics.jsonl"
+        if not (rows := read_metrics(metrics)):
+            raise DataError(f"{metrics}: holds no row; start a new comparison in another --output")
+        record = finished_record(folders.encoder(name))
         entries, healths = record["stages"], [row["health"] for row in rows if "health" in row]
         pretraining[name] = {
             "objective": config.pretraining(name, folders.output / "encoders").objective,
@@ -197,8 +212,7 @@ def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> di
     probes: dict[str, Any] = {}
     for probe in config.probes:
         for arm in config.arms:
-            found = json.loads((folders.probe(arm, probe) / "results.json").read_text(encoding="utf-8"))
-            for kind, rows in found["probes"].items():
+            for kind, rows in read_probes(folders.probe(arm, probe)).items():
                 metric = rows["metric"]
                 measured = {key: row for key, row in rows.items() if isinstance(row, dict) and metric in row}
                 probes.setdefault(f"{probe}, {kind}", {})[arm] = {

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unclipped.core.documents import read_json
+from unclipped.core.errors import UnclippedError
 from unclipped.core.files import write_json
 from unclipped.data.config import DataConfig
+from unclipped.data.inputs import check_inputs
 from unclipped.data.sources import open_source, open_sources
 from unclipped.data.statistics import pixel_statistics
 from unclipped.evaluation.questions import open_task
 from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
 from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.config import ExperimentConfig
+from unclipped.training.record import check_record
 
 ARM_FILE = "arm.json"
 
@@ -82,11 +85,10 @@ def run_experiment(
     arms = arms_of(config, output)
     records: dict[str, dict[str, Any]] = {}
     if config.arms_at_once > 1 and len(arms) > 1:
-        folders = {arm.name: arm.folder for arm in arms}
         by_name = {arm.name: arm for arm in arms}
-        todo = {name: folder for name, folder in folders.items() if not (resume and (folder / ARM_FILE).is_file())}
+        todo = {arm.name: arm.folder for arm in arms if not (resume and is_done(arm))}
         run_side_by_side(todo, partial(_run_named, by_name, resume), at_once=config.arms_at_once, say=say)
-        records = {name: json.loads((folder / ARM_FILE).read_text("utf-8")) for name, folder in folders.items()}
+        records = {arm.name: read_arm(arm.folder) for arm in arms}
         arms_left: list[Arm] = []
     else:
         arms_left = arms
@@ -138,11 +140,35 @@ def open_inputs(config: ExperimentConfig) -> None:
             open_source(task.unseen_answers_of)
 
 
+def is_done(arm: Arm) -> bool:
+    """Whether an arm was trained and evaluated before, from the data and models that are there now.
+
+    Raises UsageError when these have changed since.
+    """
+    if not (arm.folder / ARM_FILE).exists():
+        return False
+    check_inputs(arm.folder, arm.config, resume=True)
+    return True
+
+
+def read_arm(folder: Path) -> dict[str, Any]:
+    """What `run_arm` wrote about a finished arm. Raises UnclippedError when it is damaged."""
+    path = folder / ARM_FILE
+    remedy = "remove it, and the arm is evaluated again"
+    record = read_json(path, error=UnclippedError, remedy=remedy)
+    seconds = [record.get("training_seconds"), record.get("evaluation_seconds", 0.0)]
+    if not isinstance(record.get("training"), dict) or not all(isinstance(found, int | float) for found in seconds):
+        raise UnclippedError(f"{path}: not the record of a finished arm; {remedy}")
+    check_record(record["training"], path)
+    return record
+
+
 def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
     """Train and evaluate one arm in its folder; returns what was done and how long it took."""
-    done = arm.folder / ARM_FILE
-    if resume and done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))
+    if is_first:
+        check_inputs(arm.folder, arm.config, resume=resume)
+    if resume and is_done(arm):
+        return read_arm(arm.folder)
     from unclipped.inference.engine import Engine
     from unclipped.models.assemble import assemble_from_config, set_pixel_statistics
     from unclipped.training.run import train_stages
@@ -175,7 +201,7 @@ def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
         found = evaluate_model(engine, arm.config.evaluation, arm.folder / "evaluation", resume=resume)
         record["evaluation"] = found.to_dict()["model"]
         record["evaluation_seconds"] = sum(result.seconds or 0.0 for result in found.model.values())
-    write_json(done, record)
+    write_json(arm.folder / ARM_FILE, record)
     return record
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unclipped.core.documents import read_jsonl
 from unclipped.studies.environment import environment
 from unclipped.studies.report import write_report
 from unclipped.studies.report_data import LinePlot, Picture, ReportData, clock
 from unclipped.studies.summary import stage_rows
 from unclipped.training.config import PretrainConfig
 from unclipped.training.pretraining_pictures import PICTURES
+from unclipped.training.progress import read_metrics
+from unclipped.training.record import finished_record
 
 _CAPTIONS = {
     "views": "Images as the objective gets them, after augmentation; crops of one image stand in one row.",
@@ -38,9 +38,9 @@ def write_pretraining_report(
     Raises UnclippedError when a file of the run cannot be read or the page cannot be written.
     """
     run = Path(run)
-    record = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    record = finished_record(run)
     entries, total = record["stages"], record["total"]
-    metrics = [row for _, row in read_jsonl(run / "metrics.jsonl")]
+    metrics = read_metrics(run / "metrics.jsonl")
     rows = _counted_on(metrics, entries)
     data = ReportData(
         title=title,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unclipped.core.documents import read_jsonl
 from unclipped.evaluation.predictions import Prediction
 from unclipped.evaluation.questions import open_task
-from unclipped.evaluation.runner import predictions_folder, read_predictions
+from unclipped.evaluation.results import read_results
+from unclipped.evaluation.runner import RESULTS_FILE, predictions_folder, read_predictions
 from unclipped.evaluation.scorers import SCORERS
 from unclipped.studies.config import ExperimentConfig
 from unclipped.studies.environment import environment
 from unclipped.studies.report import write_report
 from unclipped.studies.report_data import GalleryItem, PartInfo, ReportData, StageInfo
+from unclipped.training.progress import read_metrics
 
 if TYPE_CHECKING:
     from unclipped.studies.experiment import Arm
@@ -46,8 +46,8 @@ def results_of(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
 
 def _evaluation(arm: Arm) -> dict[str, Any]:
     """{task: result} of an arm; empty when nothing was evaluated."""
-    path = arm.folder / "evaluation" / "results.json"
-    return json.loads(path.read_text(encoding="utf-8"))["model"] if path.is_file() else {}
+    path = arm.folder / "evaluation" / RESULTS_FILE
+    return read_results(path)["model"] if path.exists() else {}
 
 
 def write_experiment_report(
@@ -94,7 +94,7 @@ def write_experiment_report(
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    return [row for _, row in read_jsonl(path)] if path.is_file() else []
+    return read_metrics(path) if path.exists() else []
 
 
 def task_rows(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unclipped.data.inputs import check_inputs
 from unclipped.training.config import PretrainConfig
+from unclipped.training.device import world
 from unclipped.training.record import TrainingResult
 from unclipped.training.stages import run_stages
 
@@ -18,6 +20,8 @@ def pretrain(config: PretrainConfig, output: str | Path, *, resume: bool = False
     `sigmoid`, `coca`: an encoder that declares itself a baseline, with its text side in `text_side/`. Raises as
     `run_stages`.
     """
+    if world()[0] == 0:
+        check_inputs(Path(output), config, resume=resume)
     if config.objective == "language_model":
         from unclipped.training.text_pretraining import language_model_job as make_job
     elif config.objective == "dinov2":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from unclipped.core.documents import read_jsonl
-from unclipped.core.files import append_jsonl, write_text
+from unclipped.core.documents import parse_json, read_jsonl
+from unclipped.core.errors import DataError
+from unclipped.core.files import append_jsonl, cut_unfinished_line, write_text
 
 
 def clock(seconds: float) -> str:
@@ -32,6 +34,48 @@ def short(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl. Raises DataError that names the line which is none."""
+    rows = read_jsonl(path, remedy="remove that line, or start a new run in another folder")
+    return [_checked(row, f"{path}, line {number}") for number, row in rows]
+
+
+def newest_metrics(path: Path) -> dict[str, Any] | None:
+    """The last whole row of a metrics.jsonl, which may be written at this moment; None when there is none
+    yet or it is not whole.
+
+    Raises DataError when it is no JSON object.
+    """
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            tail = stream.read()
+    except OSError:
+        return None
+    if not tail.endswith(b"\n"):
+        return None
+    return parse_json(tail[tail.rfind(b"\n", 0, -1) + 1 :], str(path), root=dict)
+
+
+_TAIL_BYTES = 1 << 20
+_KINDS = {
+    "stage_index": int, "stage": str, "step": int, "loss": int | float, "parts": dict, "learning_rates": dict,
+    "gradient_norm": int | float, "samples_per_second": int | float,
+}  # fmt: skip
+_OPTIONAL = {"health": dict, "warnings": list, "gradient_norms": dict, "schedules": dict}
+
+
+def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(row.get(name), kind)]
+    wrong += [name for name, kind in _OPTIONAL.items() if name in row and not isinstance(row[name], kind)]
+    if wrong:
+        raise DataError(
+            f"{where}: no row of metrics ({', '.join(wrong)} missing or of another kind); remove that line, or start a "
+            "new run in another folder"
+        )
+    return row
 
 
 class Reporter:
@@ -61,14 +105,26 @@ class Reporter:
             view.add_row(part, f"{row['trainable']:,}", f"{row['total']:,}", f"{share:.1%}")
         self.console.print(view)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows written so far, on the first process; a last line that was cut short is removed.
+
+        Raises DataError for a damaged file.
+        """
+        if not self.is_first_process or not self.metrics_file.exists():
+            return []
+        if cut := cut_unfinished_line(self.metrics_file):
+            self.say(f"{self.metrics_file}: a last line that was cut short is removed ({cut:,} bytes)")
+        return read_metrics(self.metrics_file)
+
     def forget_after(self, stage_index: int, step: int) -> None:
-        """Remove rows later than a checkpoint, which a resumed run writes again."""
-        if not self.is_first_process or not self.metrics_file.is_file():
+        """Remove rows later than a checkpoint, which a resumed run writes again, and say when earlier ones are gone."""
+        if not self.is_first_process:
             return
-        kept = [
-            row for _, row in read_jsonl(self.metrics_file) if (row["stage_index"], row["step"]) <= (stage_index, step)
-        ]
-        write_text(self.metrics_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        kept = [row for row in self.rows() if (row["stage_index"], row["step"]) <= (stage_index, step)]
+        if not kept and (stage_index, step) > (0, 0):
+            self.say(f"{self.metrics_file}: holds no row from before the checkpoint")
+        if self.metrics_file.exists():
+            write_text(self.metrics_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     def start_stage(self, stage: str, steps: int, done: int = 0) -> None:
         """Begin a bar (terminal) for `steps` steps of which `done` are behind."""

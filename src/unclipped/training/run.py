@@ -11,6 +11,7 @@ import torch
 
 from unclipped.core.errors import UsageError
 from unclipped.data.config import DataConfig
+from unclipped.data.inputs import check_inputs
 from unclipped.data.mixture import Mixture
 from unclipped.models.checkpoint import save_model
 from unclipped.models.freezing import set_trainable
@@ -21,6 +22,7 @@ from unclipped.objectives.ctc import CTCHead
 from unclipped.training import measure
 from unclipped.training.batches import StageBatches
 from unclipped.training.config import StageConfig, TrainingConfig
+from unclipped.training.device import world
 from unclipped.training.examples import MixtureExamples
 from unclipped.training.record import TrainingResult
 from unclipped.training.stages import Job, run_stages
@@ -41,8 +43,11 @@ def train_stages(
     """Train `model` in place through `stages` and write the run folder `output` (see `run_stages`).
 
     `data`: used by stages that name none. `held_out`: token blocks of text (see `held_out_blocks`) on which the
-    perplexity of the model is measured before and after each stage. Raises UsageError when a stage has no data.
+    perplexity of the model is measured before and after each stage. Raises UsageError when a stage has no data, and
+    when `resume` meets data files that have changed since the run began.
     """
+    if world()[0] == 0:
+        check_inputs(Path(output), [data, *stages], resume=resume)
     job = _VisionLanguageJob(model, processor, training, data, held_out)
     return run_stages(job.job(), stages, training, output, resume=resume)
 

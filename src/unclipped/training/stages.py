@@ -26,11 +26,11 @@ from unclipped.training.interrupt import StopRequest, TrainingInterrupted
 from unclipped.training.parallel import any_rank, barrier, is_distributed, load_whole, shard, whole
 from unclipped.training.pretraining_pictures import PICTURES, draw_pictures
 from unclipped.training.progress import Reporter
-from unclipped.training.record import TrainingResult, hardware, read_record
+from unclipped.training.record import MODEL, RECORD, TrainingResult, hardware, read_record, verify_model
 from unclipped.training.sparse import SparseSteps
 from unclipped.training.trainer import UnclippedTrainer
 
-METRICS, RECORD, CHECKPOINTS, MODEL = "metrics.jsonl", "training.json", "checkpoints", "model"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 # Settings of the run that may differ when it is resumed, since the weights do not depend on them.
 _FREE = {"threads", "workers", "save_every_steps", "log_every_steps", "device"}
@@ -95,10 +95,37 @@ class _Run:
         self.reporter = Reporter(output / METRICS, is_first_process=self.rank == 0)
         self.carried: dict[str, Any] = {}
         self.record = read_record(output / RECORD) if resume else None
-        self.position = checkpoints.latest_checkpoint(output / CHECKPOINTS) if resume else None
+        self.position = None
+        if resume and not self.is_finished:
+            self.position = checkpoints.latest_checkpoint(output / CHECKPOINTS)
+            self._check_beginning()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run in this folder ended."""
+        return self.record is not None and self.record["finished"]
+
+    def _check_beginning(self) -> None:
+        """Refuse to begin from step 0 in a folder whose run got further; check the checkpoint that there is."""
+        if self.position is not None:
+            if self.rank == 0 and not checkpoints.verify_checkpoint(self.position):
+                self.reporter.say(f"{self.position.folder} was written without digests: damage to it cannot be noticed")
+            return
+        rows = self.reporter.rows()
+        every = self.training.save_every_steps
+        is_further = any(row["stage_index"] > 0 or (every is not None and row["step"] > every) for row in rows)
+        if is_further or any((self.output / name).exists() for name in (RECORD, MODEL, "stages")):
+            raise CheckpointError(
+                f"{self.output / CHECKPOINTS}: no checkpoint is there, though training got further; put it back, or "
+                "start a new run in another --output"
+            )
+        if rows:
+            self.reporter.say("interrupted before its first checkpoint: training begins again at step 0")
 
     def go(self) -> TrainingResult:
-        if self.record is not None and self.record.get("finished"):
+        if self.is_finished:
+            assert self.record is not None
+            verify_model(self.output, self.record)
             self.reporter.say("training is finished already; nothing to resume")
             return TrainingResult(self.output, self.output / MODEL, self.record)
         threads_before = torch.get_num_threads()
@@ -135,20 +162,26 @@ class _Run:
         return self.position.stage_index + int(self.position.is_finished)
 
     def _begin(self) -> None:
+        fresh = {
+            "finished": False,
+            "hardware": hardware(self.device, self.autocast, self.world_size),
+            "training": self.training.model_dump(mode="json"),
+            "stages": [],
+        }
         if self.position is None:
             self.reporter.forget_after(-1, 0)
-            self.record = {
-                "finished": False,
-                "hardware": hardware(self.device, self.autocast, self.world_size),
-                "training": self.training.model_dump(mode="json"),
-                "stages": [],
-            }
+            self.record = fresh
             return
         self.reporter.forget_after(self.position.stage_index, self.position.step)
         self.reporter.say(f"resuming from {self.position.folder}")
         kept = self._next_stage()
-        stages = (self.record or {}).get("stages", [])[:kept]
-        self.record = (self.record or {}) | {"finished": False, "stages": stages}
+        earlier = fresh | (self.record or {})
+        if len(earlier["stages"]) < kept:
+            raise CheckpointError(
+                f"{self.output / RECORD}: expected the record of the {kept} stages before the checkpoint, found "
+                f"{len(earlier['stages'])}; put it back, or start a new run in another --output"
+            )
+        self.record = earlier | {"finished": False, "stages": earlier["stages"][:kept]}
         if self.position.is_finished:
             state = checkpoints.read_state(self.position.folder)
             self._same_settings(state["identity"], self.position)
@@ -170,7 +203,7 @@ class _Run:
 
     def _same_settings(self, saved: dict[str, Any], position: Position) -> None:
         own = self._identity(position.stage_index)
-        for path, was, now in _differences(saved, own, ""):
+        for path, was, now in checkpoints.differences(saved, own, ""):
             raise UsageError(
                 f"--resume: {path.lstrip('.')} was {was!r} when {position.folder} was written and is {now!r} now; "
                 "resume with the same settings, or start a new run in another folder"
@@ -346,19 +379,11 @@ class _Run:
         }
         barrier()
         if self.rank == 0:
+            self.record["model_files"] = checkpoints.digests_of(self.output / MODEL)
             write_json(self.output / RECORD, self.record)
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         barrier()  # the model folder is there for every process
         return TrainingResult(self.output, self.output / MODEL, self.record)
-
-
-def _differences(was: Any, now: Any, path: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        keys = [*was, *(key for key in now if key not in was)]
-        return [d for key in keys for d in _differences(was.get(key), now.get(key), f"{path}.{key}")]
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        return [d for i, pair in enumerate(zip(was, now, strict=True)) for d in _differences(*pair, f"{path}.{i}")]
-    return [] if was == now else [(path, was, now)]
 
 
 def _checkpoint_activations(model: nn.Module, is_on: bool) -> None:

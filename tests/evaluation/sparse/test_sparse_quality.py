@@ -20,13 +20,14 @@ from unclipped.attention.parts import PerHead, PerLayer
 from unclipped.attention.patterns import Full
 from unclipped.attention.syntax import parse_pattern
 from unclipped.core.documents import read_jsonl
-from unclipped.core.errors import UsageError
+from unclipped.core.errors import DataError, UsageError
 from unclipped.evaluation.sparse import quality as quality_module
 from unclipped.evaluation.sparse.bench import in_turns, measure_speed
 from unclipped.evaluation.sparse.combinations import Combination, Measured, combine, pattern_for
 from unclipped.evaluation.sparse.config import BenchConfig, QualityConfig, SearchConfig
 from unclipped.evaluation.sparse.measures import divergence
 from unclipped.evaluation.sparse.quality import measure_quality
+from unclipped.evaluation.sparse.rows import MeasuredRows
 from unclipped.evaluation.sparse.scaling import amdahl, attention_share, exponent
 from unclipped.evaluation.sparse.search import SearchFailed, doubt_of, read_candidates, search_pattern
 from unclipped.inference.engine import Engine
@@ -312,3 +313,22 @@ def test_bench_of_a_decoder_with_random_tokens(tmp_path: Path) -> None:
 def test_bench_beyond_the_positions_of_a_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"longer than the model's 512 positions"):
         measure_speed(bench_config(folder, (1024,)), tmp_path, console=QUIET)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"model": "a", "key": "2"}', '{"model": "a", "key": "1", "measured": {"kl": 2.0}, "digest": "b"}', "[1]", "{"],
+)
+def test_a_damaged_measured_row_is_named_and_a_cut_one_is_measured_again(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "tokens.jsonl"
+    MeasuredRows(path, "a", resume=False).add("1", {"kl": 1.0, "layers": (0, 1)})
+    whole = path.read_text()
+    path.write_text(whole + whole[:-9])
+    assert "1" in MeasuredRows(path, "a", resume=True)
+    assert path.read_text() == whole
+    path.write_text(whole + line + "\n")
+    with pytest.raises(DataError, match=r"tokens\.jsonl, line 2.*measured again"):
+        MeasuredRows(path, "a", resume=True)
+    path.write_text(whole)
+    with pytest.raises(UsageError, match="another model"):
+        MeasuredRows(path, "b", resume=True)

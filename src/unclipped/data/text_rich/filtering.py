@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from unclipped.core.errors import DataError, UsageError
-from unclipped.core.files import cache_folder, write_array
+from unclipped.core.files import cache_folder, read_array, write_array
 from unclipped.core.progress import counting
 from unclipped.data.config import TextRichFilter
 from unclipped.data.sample import ImagePart, Sample
@@ -242,10 +242,10 @@ def _alone(lock: Path) -> Iterator[bool]:
 def _read(file: Path, count: int) -> np.ndarray | None:
     """Scores from a file; None when it is not there or is damaged."""
     try:
-        scores = np.load(file)
+        scores = read_array(file)
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError, OSError) as error:
+    except DataError as error:
         logger.warning("%s: the kept scores are damaged (%s) and are made again", file, error)
         return None
     return scores if scores.shape == (count,) and scores.dtype == np.float32 else None

@@ -17,11 +17,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from unclipped.core.errors import UnclippedError, UsageError
+from unclipped.core.errors import UnclippedError, UsageError, guarded
 from unclipped.core.files import whole_file
 from unclipped.core.progress import Counter, counting
 from unclipped.data.sample import ImagePart
@@ -193,7 +193,7 @@ def extract(
     with ThreadPoolExecutor(WORKERS) as pool, counting(title, len(images), done, console) as counter:
         for chunk, path in zip(chunks, paths, strict=True):
             if path.is_file():
-                parts.append(_read(path))
+                parts.append(_read(path, kind, len(chunk)))
                 continue
             found = _chunk_features(extractor, [images[i] for i in chunk], kind, batch_size, pool, counter)
             _write(path, found)
@@ -225,18 +225,37 @@ def _key(extractor: Extractor, kind: Kind, digests: Sequence[str]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UnclippedError(f"{path}: cached features cannot be read ({error}); delete the file") from None
+def _read(path: Path, kind: Kind, count: int) -> dict[str, Tensor]:
+    remedy = "delete the file, and they are computed again"
+    with (
+        guarded(lambda reason: UnclippedError(f"{path}: cached features cannot be read ({reason}); {remedy}")),
+        safe_open(path, framework="pt") as file,
+    ):
+        tensors, kept = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if _DIGEST in kept and kept[_DIGEST] != _digest(tensors):
+        raise UnclippedError(f"{path}: the content of cached features is not what was written; {remedy}")
+    names = {"pooled", "mean_patch"} if kind == "pooled" else {"patches"}
+    if not tensors or not set(tensors) <= names or any(len(tensor) != count for tensor in tensors.values()):
+        raise UnclippedError(f"{path}: expected features of {count} images, found others; {remedy}")
+    return tensors
+
+
+_DIGEST = "digest"
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Under a temporary name first: a reader never finds half a chunk."""
     try:
         with whole_file(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={_DIGEST: _digest(tensors)})
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UnclippedError(f"cannot write {path}: {reason}; free space or set cache to another folder") from None

@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unclipped.core.documents import read_json
 from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.core.files import write_json
 from unclipped.core.progress import Counter, counting
@@ -294,7 +295,7 @@ def fine_tune(
                 with counting(f"{title}, learning rate {rate:g}", config.steps, 0, console) as counter:
                     tuned = tune(extractor.encoder, task, rate, config, extractor.device, pool, counter)
                 write_json(path, {"development": tuned.development, "predictions": tuned.predictions})
-            found.append(_read(path, rate, len(task.test)))
+            found.append(_read(path, rate, len(task.test), task.num_classes))
     kept = [tuned for tuned in found if tuned.development is not None]
     if not kept:
         raise UsageError(
@@ -311,12 +312,14 @@ def _key(extractor: EncoderExtractor, task: Task, rate: float, config: FineTunin
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _read(path: Path, rate: float, count: int) -> Tuned:
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        tuned = Tuned(rate, row["development"], row["predictions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnclippedError(f"{path}: a finished fine-tuning cannot be read ({error}); delete the file") from None
+def _read(path: Path, rate: float, count: int, classes: int) -> Tuned:
+    row = read_json(path, error=UnclippedError, remedy="delete the file, and it is trained again")
+    development, predictions = row.get("development"), row.get("predictions")
+    is_share = type(development) in (int, float) and 0 <= development <= 1
+    are_classes = isinstance(predictions, list) and all(type(one) is int and 0 <= one < classes for one in predictions)
+    if not are_classes or not (is_share or development is None):
+        raise UnclippedError(f"{path}: not a finished fine-tuning; delete the file, and it is trained again")
+    tuned = Tuned(rate, development, predictions)
     if tuned.development is not None and len(tuned.predictions) != count:
         raise UnclippedError(
             f"{path}: expected {count} predictions of a finished fine-tuning, found {len(tuned.predictions)}; delete "

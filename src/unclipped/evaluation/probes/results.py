@@ -9,10 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
+from unclipped.core.documents import read_json
+from unclipped.core.errors import DataError
 from unclipped.core.files import write_json, write_text
 from unclipped.encoders.build import LLM_PREFIX
 from unclipped.evaluation.intervals import Difference, Estimate
 from unclipped.evaluation.probes.config import EncoderEvaluationConfig
+from unclipped.evaluation.results import is_figure
 
 ARM_NAMES = {
     "encoder": "the encoder",
@@ -28,6 +31,7 @@ PROBE_NAMES = {
     "segmentation": "mIoU",
 }
 RETRIEVAL = "retrieval_"
+RESULTS_FILE = "results.json"
 MANY_CLASSES = 12
 """Classes that a report lists side by side; more stand below each other."""
 
@@ -246,7 +250,28 @@ def _class_table(rows: Sequence[Measurement], classes: Sequence[str]) -> list[st
     return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]
 
 
+def read_probes(folder: Path) -> dict[str, dict[str, Any]]:
+    """{probe: {"metric", an arm: its figure, "differences"}} of the results.json in `folder`.
+
+    Raises DataError unless it has the form that `write_results` gave it.
+    """
+    path, remedy = folder / RESULTS_FILE, "remove it, and the probes run again"
+    probes = read_json(path, remedy=remedy).get("probes")
+    if not isinstance(probes, dict) or not all(_is_probe(rows) for rows in probes.values()):
+        raise DataError(f"{path}: not the results of probes; {remedy}")
+    return probes
+
+
+def _is_probe(rows: Any) -> bool:
+    if not isinstance(rows, dict) or not isinstance(metric := rows.get("metric"), str):
+        return False
+    figures = [row for name, row in rows.items() if name in ARM_NAMES]
+    return (
+        bool(figures) and all(is_figure(row, metric) for row in figures) and isinstance(rows.get("differences"), dict)
+    )
+
+
 def write_results(results: EncoderResults, config: EncoderEvaluationConfig, folder: Path) -> None:
     """results.json and report.md. Raises UnclippedError when they cannot be written."""
-    write_json(folder / "results.json", results.to_dict())
+    write_json(folder / RESULTS_FILE, results.to_dict())
     write_text(folder / "report.md", report_text(results, config))

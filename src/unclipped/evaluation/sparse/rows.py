@@ -6,24 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from unclipped.core.documents import read_jsonl
-from unclipped.core.errors import UsageError
-from unclipped.core.files import append_jsonl
+from unclipped.core.errors import DataError, UsageError
+from unclipped.core.files import append_jsonl, cut_unfinished_line
+from unclipped.evaluation.predictions import fingerprint
+
+_REMEDY = "remove that line, and it is measured again"
 
 
 class MeasuredRows:
     """Rows by key in a JSONL file. Rows of another model are refused."""
 
     def __init__(self, path: str | Path, identity: str, *, resume: bool) -> None:
-        """identity: of the model. Raises UsageError when kept rows are of another."""
+        """identity: of the model.
+
+        Raises UsageError when kept rows are of another model, DataError for a row that is not as it was written.
+        """
         self.path, self.identity = Path(path), identity
         self.rows: dict[str, dict[str, Any]] = {}
         if not resume or not self.path.exists():
             return
-        for number, row in read_jsonl(self.path):
+        cut_unfinished_line(self.path)  # an interrupted write, which is measured again
+        for number, row in read_jsonl(self.path, remedy=_REMEDY):
+            place = f"{self.path}, line {number}"
+            if row.get("digest") != fingerprint([row.get("key"), row.get("measured")]):
+                raise DataError(f"{place}: not a measured row as it was written; {_REMEDY}")
             if row.get("model") != identity:
-                raise UsageError(
-                    f"--resume: {self.path}, line {number}: measured on another model; choose another --output"
-                )
+                raise UsageError(f"--resume: {place}: measured on another model; choose another --output")
             self.rows[row["key"]] = row["measured"]
 
     def __contains__(self, key: str) -> bool:
@@ -34,6 +42,7 @@ class MeasuredRows:
 
     def add(self, key: str, measured: dict[str, Any]) -> dict[str, Any]:
         """Keep one row."""
-        append_jsonl(self.path, [{"model": self.identity, "key": key, "measured": measured}])
+        row = {"model": self.identity, "key": key, "measured": measured, "digest": fingerprint([key, measured])}
+        append_jsonl(self.path, [row])
         self.rows[key] = measured
         return measured
