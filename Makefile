@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint types clean
+.PHONY: quickstart test test-all test-peer lint types clean
 
 # The environment: made anew when the package's requirements change.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -24,6 +24,14 @@ $(VENV)/.oracles: tests/parity/oracles.txt $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/oracles -r tests/parity/oracles.txt
 	touch $@
 
+# transformers' own test suites, from its source distribution of the pinned version, and what only they need.
+$(VENV)/.peer: tests/peer/peer.txt constraints.txt $(VENV)/.dev
+	rm -rf $(VENV)/peer
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peer -r tests/peer/peer.txt
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --dest $(VENV)/peer -c constraints.txt transformers
+	tar -xzf $(VENV)/peer/transformers-*.tar.gz -C $(VENV)/peer
+	touch $@
+
 OUTPUT ?= quickstart
 quickstart: $(VENV)/.core
 	$(BIN)/unclipped quickstart --output $(OUTPUT)
@@ -33,8 +41,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist
 test: $(VENV)/.oracles
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.oracles
+test-all: $(VENV)/.oracles $(VENV)/.peer
 	$(PYTEST)
+
+# The suites of transformers on all five model classes; `make test-all` takes two of them.
+test-peer: $(VENV)/.peer
+	UNCLIPPED_PEER_ALL=1 $(PYTEST) tests/peer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
