@@ -12,7 +12,7 @@ import typer
 
 from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
-from unclipped.core.files import new_run_folder, write_json, write_text
+from unclipped.core.files import new_run_folder, through_links, write_json, write_text
 from unclipped.recipes.validation import to_yaml
 
 # What commands write before they have any result; a folder with nothing else in it holds no run.
@@ -44,9 +44,10 @@ def run_folder(output: Path, *, resume: bool = False, can_resume: bool = True) -
         yield
     except BaseException:
         if was_empty and output.is_dir() and all(_is_before_results(path) for path in output.rglob("*")):
-            shutil.rmtree(output)
+            folder = through_links(output)
+            shutil.rmtree(folder, ignore_errors=True)  # why the run failed must be seen, not that this did
             if was_there:
-                output.mkdir()
+                folder.mkdir(exist_ok=True)
         raise
 
 

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
+from unclipped.data.encoding import position_limit
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
 from unclipped.data.sources import SelectedSource, Source, open_sources
@@ -141,6 +142,12 @@ def language_model_job(config: PretrainConfig) -> Job:
     tokenizer = train_tokenizer(config.tokenizer, texts)
     torch.manual_seed(config.training.seed)
     model = build_decoder(config.shape, tokenizer)
+    limit = position_limit(model)
+    if limit is not None and config.block_length > limit:
+        raise UsageError(
+            f"block_length: rows of {config.block_length} tokens do not fit in the {limit} positions of the shape; "
+            "lower it, or raise shape.max_position_embeddings"
+        )
     held_out = _held_out(config, corpus, tokenizer)
 
     def save(folder: Path) -> None:
