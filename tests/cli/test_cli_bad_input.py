@@ -114,6 +114,37 @@ def test_later_parts_are_looked_at_before_the_first_step(place: Place, run: Run)
     assert not (place.folder / "out").exists()
 
 
+@pytest.mark.parametrize("target", ["empty", "dangling"])
+def test_an_output_that_is_a_link_is_written_through(place: Place, run: Run, target: str) -> None:
+    if target == "empty":
+        (place.folder / "real").mkdir()
+    (place.folder / "out").symlink_to("real")
+    done = run(*COMMANDS["assemble"](place))
+    assert done.status == 0, done
+    assert (place.folder / "out").is_symlink()
+    assert (place.folder / "real" / "model.safetensors").is_file()
+    expect_error(run(*COMMANDS["assemble"](place)), 2, "--output out", "not empty")
+
+
+def test_a_failure_behind_an_output_that_is_a_link_is_what_is_said(place: Place, run: Run) -> None:
+    (place.folder / "real").mkdir()
+    (place.folder / "out").symlink_to("real")
+    expect_error(run("assemble", "--vision", "./gone", "--text", place.models.text, "--output", "out"), 1, "./gone")
+    assert (place.folder / "out").is_symlink()
+    assert list((place.folder / "real").iterdir()) == []
+
+
+def test_rows_longer_than_the_positions_are_named(place: Place, run: Run) -> None:
+    long = place.data(sample(question="two " * 600))
+    expect_error(run("train", place.recipe(long), "--output", "out"), 1, "sample s1", "512 positions", "max_length")
+    place.write("long.txt", "one two three " * 2000)
+    held = place.recipe(held_out_text=[{"source": "long.txt"}], held_out_length=600, held_out_blocks=1)
+    expect_error(run("train", held, "--output", "out"), 2, "held_out_length", "600", "512 positions")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    recipe = place.pretraining(place.data(), shape=shape | {"max_position_embeddings": 8})
+    expect_error(run("pretrain", recipe, "--output", "out"), 2, "block_length", "16", "8 positions")
+
+
 def test_rescore_with_another_scorer_uses_it(place: Place, run: Run) -> None:
     data = place.data()
     assert run("eval", place.models.vlm, "--data", data, "--max-new-tokens", "2", "--output", "out").status == 0

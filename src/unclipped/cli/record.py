@@ -13,7 +13,7 @@ import typer
 from unclipped.core.config import FrozenConfig
 from unclipped.core.documents import read_bytes
 from unclipped.core.errors import UsageError
-from unclipped.core.files import is_empty_folder, new_run_folder, write_json, write_text
+from unclipped.core.files import is_empty_folder, new_run_folder, through_links, write_json, write_text
 from unclipped.core.lock import LOCK_FILE, folder_lock
 from unclipped.data.inputs import INPUTS_FILE, check_inputs
 from unclipped.recipes.validation import to_yaml
@@ -51,9 +51,10 @@ def run_folder(output: Path, *, resume: bool = False, can_resume: bool = True) -
             yield
         except BaseException:
             if was_empty and output.is_dir() and all(_is_before_results(path) for path in output.rglob("*")):
-                shutil.rmtree(output)
+                folder = through_links(output)
+                shutil.rmtree(folder, ignore_errors=True)  # why the run failed must be seen, not that this did
                 if was_there:
-                    output.mkdir()
+                    folder.mkdir(exist_ok=True)
             raise
 
 

@@ -178,7 +178,7 @@ def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool =
         remedy = "choose another, remove it, or add --resume to go on" if can_resume else "choose another or remove it"
         raise UsageError(f"--output {path}: the folder is not empty; {remedy}")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        through_links(path).mkdir(parents=True, exist_ok=True)
         handle, probe = tempfile.mkstemp(dir=path, prefix=".write-test.")
         os.close(handle)
         os.unlink(probe)
@@ -189,16 +189,23 @@ def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool =
     return path
 
 
+def through_links(path: Path) -> Path:
+    """Where a path that is a symbolic link leads to, be it there or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends without an error.
 
+    A symbolic link stays one: what it leads to is written.
     It and its files get the modes that the umask gives, whatever their writers set (safetensors: 0600). Raises
     UnclippedError when the disk is full or cannot be written; what was there before is then kept.
     """
     from safetensors import SafetensorError
 
     temporary: Path | None = None
+    folder = through_links(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(folder)

@@ -56,6 +56,23 @@ def encode(item: Sample | SampleGroup, processor: Any, *, max_length: int | None
     return encode_sample(item, processor, max_length=max_length)
 
 
+def position_limit(model: Any) -> int | None:
+    """Positions that the decoder of a model has, learned or rotary; None where it names none."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def check_positions(example: Example, limit: int | None) -> Example:
+    """`example` itself. Raises DataError naming it when a token stands beyond the decoder's `limit` positions."""
+    used = len(example.input_ids) if example.positions is None else max(example.positions) + 1
+    if limit is not None and used > limit:
+        raise DataError(
+            f"sample {example.id}: a row of {used} tokens does not fit in the model's {limit} positions; shorten it, "
+            "set max_length or lower the image budget"
+        )
+    return example
+
+
 def encode_sample(sample: Sample, processor: Any, *, max_length: int | None = None) -> Example:
     """A sample for training. `processor` may be a plain tokenizer when there are no images.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import threading
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +90,7 @@ class JsonlRows:
         with self._lock:
             if self._descriptor is None:
                 self._descriptor = os.open(self.file, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._descriptor)  # unlike __del__, safe when the program ends
         return os.pread(self._descriptor, size, start)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,11 +99,6 @@ class JsonlRows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _line_starts(path: Path) -> tuple[np.ndarray, np.ndarray, int]:

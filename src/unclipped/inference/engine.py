@@ -13,7 +13,7 @@ from unclipped.attention.config import SparseConfig
 from unclipped.attention.prefill import SparsePrefill, prefill_with
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.collate import collate_prompts
-from unclipped.data.encoding import Example, encode_prompt
+from unclipped.data.encoding import Example, encode_prompt, position_limit
 from unclipped.data.sample import Sample
 from unclipped.images.config import ImageRule
 from unclipped.inference.greedy import greedy_steps, up_to_end
@@ -162,7 +162,7 @@ class Engine:
 
     def _room(self, prompts: Sequence[Example], max_new_tokens: int) -> int:
         """New tokens that fit behind the longest prompt in the positions that the language model has."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = position_limit(self.model)
         longest = max(prompts, key=lambda prompt: len(prompt.input_ids))
         if limit is None or len(longest.input_ids) + max_new_tokens <= limit:
             return max_new_tokens

@@ -7,7 +7,7 @@ from typing import Any
 
 from unclipped.data.blank import with_blank_images
 from unclipped.data.collate import Collator
-from unclipped.data.encoding import Example, encode
+from unclipped.data.encoding import Example, check_positions, encode
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
 
@@ -15,8 +15,11 @@ from unclipped.data.sample import Sample, SampleGroup
 class MixtureExamples:
     """Example i is draw i of the mixture, so the order depends on the mixture's seed alone."""
 
-    def __init__(self, mixture: Mixture, processor: Any, *, max_length: int | None = None) -> None:
-        self.mixture, self.processor, self.max_length = mixture, processor, max_length
+    def __init__(
+        self, mixture: Mixture, processor: Any, *, max_length: int | None = None, positions: int | None = None
+    ) -> None:
+        """`positions`: those of the decoder; a row that needs more is a bad sample."""
+        self.mixture, self.processor, self.max_length, self.positions = mixture, processor, max_length, positions
         self.collator = Collator.for_processor(processor)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -26,7 +29,7 @@ class MixtureExamples:
     def _encode(self, item: Sample | SampleGroup) -> Example:
         if self.mixture.config.blind == "blank":
             item = with_blank_images(item, self.processor.image_processor.mean)
-        return encode(item, self.processor, max_length=self.max_length)
+        return check_positions(encode(item, self.processor, max_length=self.max_length), self.positions)
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         """Estimated tokens of each draw."""

@@ -11,6 +11,7 @@ import torch
 
 from unclipped.core.errors import UsageError
 from unclipped.data.config import DataConfig
+from unclipped.data.encoding import position_limit
 from unclipped.data.inputs import check_inputs
 from unclipped.data.mixture import Mixture
 from unclipped.models.checkpoint import save_model
@@ -68,6 +69,12 @@ class _VisionLanguageJob:
     ) -> None:
         self.model, self.processor, self.training, self.data = model, processor, training, data
         self.held_out = held_out if held_out is None or isinstance(held_out, TextBlocks) else TextBlocks(list(held_out))
+        limit = position_limit(model)
+        longest = max(map(len, self.held_out.blocks), default=0) if self.held_out is not None else 0
+        if limit is not None and longest > limit:
+            raise UsageError(
+                f"held_out_length: blocks of {longest} tokens do not fit in the model's {limit} positions; lower it"
+            )
 
     def job(self) -> Job:
         return Job(
@@ -114,7 +121,9 @@ class _VisionLanguageJob:
 
     def make_examples(self, stage: StageConfig) -> MixtureExamples:
         mixture = Mixture(self.data_of(stage), data_seed(stage, self.training))
-        return MixtureExamples(mixture, self.processor, max_length=stage.max_length)
+        return MixtureExamples(
+            mixture, self.processor, max_length=stage.max_length, positions=position_limit(self.model)
+        )
 
     def measure_text(self) -> dict[str, float]:
         assert self.held_out is not None

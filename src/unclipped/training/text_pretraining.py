@@ -15,6 +15,7 @@ from unclipped.core.errors import DataError, UsageError, guarded
 from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
 from unclipped.data.control_tokens import Piece
+from unclipped.data.encoding import position_limit
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
 from unclipped.data.sources import SelectedSource, Source, open_sources
@@ -135,6 +136,12 @@ def language_model_job(config: PretrainConfig) -> Job:
     tokenizer = train_tokenizer(config.tokenizer, texts)
     torch.manual_seed(config.training.seed)
     model = build_decoder(config.shape, tokenizer)
+    limit = position_limit(model)
+    if limit is not None and config.block_length > limit:
+        raise UsageError(
+            f"block_length: rows of {config.block_length} tokens do not fit in the {limit} positions of the shape; "
+            "lower it, or raise shape.max_position_embeddings"
+        )
     held_out = _held_out(config, corpus, tokenizer)
 
     def save(folder: Path) -> None:

@@ -11,6 +11,7 @@ import glob
 import os
 import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -54,6 +55,7 @@ class TarSource:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close_all, self._descriptors)  # unlike __del__, safe when the program ends
         self._index = lru_cache(maxsize=_INDICES_KEPT)(self._opened_index)
 
     def _opened_index(self, shard: int) -> np.ndarray:
@@ -138,9 +140,10 @@ class TarSource:
         self.__dict__.update(state)
         self._start()
 
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_descriptors", {}).values():
-            os.close(descriptor)
+
+def _close_all(descriptors: OrderedDict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
 
 
 def holds_shards(config: SourceConfig) -> bool:
