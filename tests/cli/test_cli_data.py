@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from unclipped.cli.main import app
+from unclipped.cli.app import app
 from unclipped.data.text_rich.training import generated_scene, without_text
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +24,7 @@ def run(*arguments: str, module: str = "unclipped") -> subprocess.CompletedProce
 def test_help_and_import_load_no_torch() -> None:
     code = (
         "import sys; import unclipped; assert 'torch' not in sys.modules; assert 'transformers' not in sys.modules\n"
-        "from unclipped.cli.main import app\n"
+        "from unclipped.cli.app import app\n"
         "from typer.testing import CliRunner\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
         "assert result.exit_code == 0, result.output\n"
@@ -82,3 +85,41 @@ def test_version() -> None:
     from unclipped import __version__
 
     assert run("--version").stdout.strip() == f"unclipped {__version__}"
+
+
+def test_arguments_that_are_no_text_are_one_line() -> None:
+    for arguments in (["chat", "m", b"\xff.png", "-q", "x"], ["train", b"r\xfe.yaml", "--output", "o"], [b"\xff"]):
+        done = subprocess.run([sys.executable, "-m", "unclipped", *arguments], capture_output=True, timeout=120)
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"error: command line: an argument is no text")
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters_gets_escapes(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "ключ"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-m", "unclipped", "train", f"{path}.yaml", "--output", "o"],
+        capture_output=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"no such file" in done.stderr
+    assert rb"\u043a" in done.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3, 0.6])
+def test_an_early_interruption_is_quiet(seconds: float, tmp_path: Path) -> None:
+    code = "import unclipped.cli.main as m, sys; print('in', flush=True); sys.argv[1:] = sys.argv[1:]; m.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", "quickstart", "--output", str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1:] == ["error: interrupted"]
+    assert "Traceback" not in said

@@ -10,7 +10,7 @@ import typer
 from docs_pages import PAGES, ROOT, arguments, blocks, commands
 from typer.testing import CliRunner
 
-from unclipped.cli.main import app
+from unclipped.cli.app import app
 from unclipped.core.errors import CheckpointError
 from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.recipes.loading import read_recipe

@@ -13,7 +13,7 @@ import pytest
 import typer
 from docs_pages import PAGES, ROOT
 
-from unclipped.cli.main import app
+from unclipped.cli.app import app
 from unclipped.connectors.projections import CONNECTORS
 from unclipped.connectors.steps import CONNECTOR_STEPS
 from unclipped.data.generated.generator import GENERATORS

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from unclipped.cli.main import app
+from unclipped.cli.app import app
 from unclipped.studies.plots import joined_curve, line_plot
 from unclipped.studies.pretraining_report import write_pretraining_report
 from unclipped.studies.report_data import LinePlot, ReportData
