@@ -41,7 +41,7 @@ def test_a_folder_of_images(folder: Path) -> None:
     with Image.open(folder / "out/images.png") as picture:
         assert picture.width > 6 * 160
     assert {path.name for path in (folder / "out").iterdir()} == {
-        *("stats.json", "images.png", "recipe.yaml", "environment.json"),
+        *("stats.json", "images.png", "recipe.yaml", "environment.json", "inputs.json"),
     }
 
 

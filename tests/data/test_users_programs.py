@@ -12,13 +12,12 @@ import pytest
 from support.tiny_models import tiny_tokenizer
 from unclipped.core import bounded
 from unclipped.core.errors import CheckpointError, DataError, ImageError, UsageError
-from unclipped.data.augment import image_size
 from unclipped.data.chat import encoder_of
 from unclipped.data.config import SourceConfig
 from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.data.sources import open_source
 from unclipped.evaluation.probes.features import image_digest
-from unclipped.images.decode import load_image
+from unclipped.images.decode import load_image, read_header
 from unclipped.models.chat import knows_images
 from unclipped.models.language import end_of_turn_ids
 
@@ -108,6 +107,6 @@ def test_a_device_or_a_pipe_is_no_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for name in ("/dev/zero", str(tmp_path / "pipe.png")):
         part = ImagePart(name, name)
-        for read in (lambda part: load_image(part.source), image_size, image_digest):
+        for read in (lambda part: load_image(part.source), lambda part: read_header(part.source), image_digest):
             with pytest.raises(ImageError, match="a device or a pipe"):
                 read(part)

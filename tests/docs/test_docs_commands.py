@@ -148,6 +148,7 @@ CHECKED = {
 OTHER = {
     "make quickstart": "minutes",
     "make test": "is what runs this",
+    "make test-all": "is what runs this",
     "make lint types": "runs before a change lands",
     "bash .ci/run": "runs before a change lands",
     "export UNCLIPPED_DATA=/path/to/data": "a variable",

@@ -15,6 +15,7 @@ images = peer.suite("test_image_processing_common")
 
 
 UNFIT_PROCESSOR = {
+    "test_apply_chat_template_tool_calls_no_content": "the template has no tool turns and refuses them by name",
     "test_if_input_has_mismatching_tokens_and_mm_data": "asks for the wording of transformers' own message",
 }
 

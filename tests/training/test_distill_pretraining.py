@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unclipped.core.errors import CheckpointError, UnclippedError, UsageError
+from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.encoders.build import load_encoder
 from unclipped.encoders.spec import declare_objective
@@ -108,7 +108,7 @@ def test_resume_is_exact_and_refuses_another_teacher(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     (tmp_path / "teacher").rename(tmp_path / "kept")
     teacher(tmp_path / "teacher", seed=8)
-    with pytest.raises(CheckpointError, match="teacher of other weights"):
+    with pytest.raises(UsageError, match=r"files changed.*teacher: model\.safetensors has another content"):
         pretrain(config, tmp_path / "parts", resume=True)
     (tmp_path / "teacher").rename(tmp_path / "other")
     (tmp_path / "kept").rename(tmp_path / "teacher")

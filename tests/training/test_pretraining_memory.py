@@ -66,8 +66,10 @@ def test_images_that_come_again_are_prepared_once(monkeypatch: pytest.MonkeyPatc
     examples = masked_autoencoder_job(settings).make_examples(settings.stages()[0])
     first = [examples.batch([index]) for index in range(10)]
     loaded: list[str] = []
-    load = image_pretraining.load_image
-    monkeypatch.setattr(image_pretraining, "load_image", lambda *a, **k: loaded.append(k["name"]) or load(*a, **k))
+    prepare = image_pretraining.pixels
+    monkeypatch.setattr(
+        image_pretraining, "pixels", lambda part, rule: loaded.append(part.label) or prepare(part, rule)
+    )
     again = [examples.batch([index]) for index in range(10)]
     assert not loaded
     for one, two in zip(first, again, strict=True):

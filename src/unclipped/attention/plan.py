@@ -253,7 +253,10 @@ def _listed(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refuse_empty_rows(pattern: Pattern, layout: Layout, offset: int = 0, stop: int | None = None) -> None:
-    """Raise UsageError that names the first row to which a static pattern leaves no key that it may see."""
+    """Raise UsageError that names the first row to which a static pattern leaves no key that it may see.
+
+    A layer's sliding window does not count: a row always sees the keys of its own block of queries.
+    """
     stop = layout.length if stop is None else stop
     if pattern.leaves_no_row_empty or pattern.is_dynamic:
         return

@@ -184,7 +184,7 @@ def new_run_folder(path: str | Path, *, resume: bool = False, can_resume: bool =
         os.unlink(probe)
     except OSError as error:
         raise UnclippedError(
-            f"--output {path}: cannot be written ({error.strerror or error}); choose another folder"
+            f"--output {path}: cannot be written ({error.strerror or error}); free space or choose another folder"
         ) from None
     return path
 

@@ -84,7 +84,7 @@ def _taken(path: Path) -> int | None:
 
 def _unwritable(path: Path, error: OSError) -> UnclippedError:
     return UnclippedError(
-        f"--output {path.parent}: cannot be written ({error.strerror or error}); choose another folder"
+        f"--output {path.parent}: cannot be written ({error.strerror or error}); free space or choose another folder"
     )
 
 

@@ -26,7 +26,7 @@ def pair_of(sample: Sample) -> tuple[ImagePart, str]:
     captions = [turn.text.strip() for turn in sample.turns if turn.role == "assistant"]
     if len(captions) != 1:
         raise DataError(
-            f"sample {sample.id}: an image-text pair needs exactly one assistant turn, its caption; "
+            f"sample {sample.id}: an image-text pair needs exactly one assistant turn with text, its caption; "
             f"found {len(captions)}; split conversations into one row a caption"
         )
     if not captions[0]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unclipped.core.bounded import rendered
-from unclipped.core.errors import CheckpointError, DataError, UnclippedError, first_line
+from unclipped.core.errors import CheckpointError, DataError, UnclippedError, UsageError, first_line
 from unclipped.data.sample import Sample, TextPart, Turn
 
 _EDGE = "\u2003"  # white space that no template writes itself
@@ -126,9 +126,11 @@ def _apply(processor: Any, messages: list[dict[str, Any]]) -> str:
         return text[0] if isinstance(text, list) else text
 
     tokenizer = getattr(processor, "tokenizer", processor)
-    return rendered(
-        f"chat template of {getattr(tokenizer, 'name_or_path', '') or 'the tokenizer'}", render, CheckpointError
-    )
+    where = f"chat template of {getattr(tokenizer, 'name_or_path', '') or 'the tokenizer'}"
+    try:
+        return rendered(where, render, CheckpointError)
+    except UsageError as error:  # the template's own refusal, as the processor passes it on
+        raise DataError(str(error)) from error
 
 
 def _problem(rendered: str, structure: Structure, image_token: str | None) -> str | None:

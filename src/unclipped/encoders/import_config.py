@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from unclipped.core.config import FrozenConfig, Heads, Number, PathText
 from unclipped.encoders.spec import Objective
 
-ChannelValues = Annotated[tuple[Annotated[Number, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=3)]
+_Statistics = Annotated[tuple[Annotated[Number, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=16)]
 
 
 class ImportConfig(FrozenConfig):
@@ -29,9 +29,9 @@ class ImportConfig(FrozenConfig):
     """Attention heads of that decoder; null: 16 for the width of 512, as published."""
     normalised_pixels: bool = True
     """That decoder predicts pixels normalised in each patch."""
-    mean: ChannelValues | None = None
+    mean: _Statistics | None = None
     """Mean of each channel on values in 0..1; null: ImageNet's."""
-    std: ChannelValues | None = None
+    std: _Statistics | None = None
     """Standard deviation of each channel on values in 0..1; null: ImageNet's."""
     objective: Objective | None = None
     """How the weights were trained; null: self_supervised, unless the file holds a classifier."""

@@ -16,7 +16,7 @@ from unclipped.attention.syntax import parse_pattern
 from unclipped.connectors.build import Connector
 from unclipped.core.documents import read_json
 from unclipped.core.errors import CheckpointError, UsageError
-from unclipped.core.files import whole_folder
+from unclipped.core.files import is_empty_folder, whole_folder
 from unclipped.encoders.checkpoint import checkpoint_folder, load_weights, quiet, raise_misfits, read_config
 from unclipped.encoders.folder_check import reading
 from unclipped.encoders.weights import read_safetensors
@@ -177,7 +177,7 @@ def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file, not a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and not is_empty_folder(folder) and not overwrite:
         raise UsageError(f"{folder}: is not empty; choose another folder or remove it")
     with whole_folder(folder) as temporary:
         yield temporary

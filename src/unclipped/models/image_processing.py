@@ -12,12 +12,12 @@ import base64
 import binascii
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -39,6 +39,12 @@ _TIMEOUT = 30  # s without an answer
 _MAX_BYTES = 1 << 28  # of an image that is fetched
 
 
+def _not_zero(value: float) -> float:
+    if not value:
+        raise ValueError("expected another number than 0, which would make all images black")
+    return value
+
+
 class Switches(FrozenConfig):
     """Steps that transformers' image processors can leave out; a rule alone has them all."""
 
@@ -48,8 +54,8 @@ class Switches(FrozenConfig):
     """False: images keep their size, which must be a multiple of patch times merge."""
     do_rescale: bool = True
     """False: integers are not divided by 255; floats lie in 0..1 already."""
-    rescale_factor: float = Field(default=_BYTE, gt=0)
-    """What values are multiplied by before they are normalised."""
+    rescale_factor: Annotated[float, Field(ge=-1e6, le=1e6), AfterValidator(_not_zero)] = _BYTE
+    """What values are multiplied by before they are normalised; not 0."""
     do_normalize: bool = True
     """False: mean 0 and standard deviation 1."""
 

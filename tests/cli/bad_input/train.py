@@ -83,7 +83,7 @@ ROWS: dict[str, Row] = {
     ),
     "recipe is a list": Row(lambda p: ["train", p.write("m.yaml", "- 1"), "--output", "out"], 2, ("m.yaml", "mapping")),
     "recipe is binary": Row(
-        lambda p: ["train", p.write("m.yaml", b"\xff\xfe\x00a"), "--output", "out"], 2, ("m.yaml", "cannot be read")
+        lambda p: ["train", p.write("m.yaml", b"\xff\xfe\x00a"), "--output", "out"], 2, ("m.yaml", "not UTF-8 text")
     ),
     "recipe of the other command": Row(
         lambda p: ["train", p.pretraining("a.txt"), "--output", "out"], 2, ("'pretrain'", "unclipped pretrain")
