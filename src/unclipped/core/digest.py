@@ -98,7 +98,9 @@ def changes_between(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         return []
     before, after = was.get("each"), now.get("each")
     if not isinstance(before, dict) or not isinstance(after, dict):
-        return [f"{was.get('files')} files of {was.get('bytes')} bytes then, {now['files']} of {now['bytes']} now"]
+        return [
+            f"{was.get('files')} files of {was.get('bytes')} bytes then, {now['files']} of {now['bytes']} bytes now"
+        ]
     found = [f"{name} is new" for name in after if name not in before]
     found += [f"{name} is gone" for name in before if name not in after]
     found += [

@@ -137,6 +137,18 @@ def test_a_broken_cache_file(extractor: EncoderExtractor, parts: list[ImagePart]
         take(extractor, parts, tmp_path / "features")
 
 
+def test_a_flipped_bit_in_a_cache_file_is_refused(
+    extractor: EncoderExtractor, parts: list[ImagePart], tmp_path: Path
+) -> None:
+    take(extractor, parts, tmp_path / "features")
+    path = next((tmp_path / "features").iterdir())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UnclippedError, match="not what was written; delete the file"):
+        take(extractor, parts, tmp_path / "features")
+
+
 def test_unreadable_images_are_named(extractor: EncoderExtractor, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
