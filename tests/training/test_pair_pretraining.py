@@ -223,7 +223,7 @@ def test_a_text_side_that_does_not_fit_is_refused(colours: Path, tmp_path: Path)
         load_text_side(folder)
     description.write_text(json.dumps(fields))
     (folder / "text_side" / "text_side.safetensors").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match=r"text_side: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"text_side\.safetensors: cannot be read as weights"):
         load_text_side(folder)
 
 
