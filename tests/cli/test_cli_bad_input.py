@@ -145,6 +145,30 @@ def test_rows_longer_than_the_positions_are_named(place: Place, run: Run) -> Non
     expect_error(run("pretrain", recipe, "--output", "out"), 2, "block_length", "16", "8 positions")
 
 
+def test_an_item_longer_than_the_positions_is_counted_not_fatal(place: Place, run: Run) -> None:
+    data = place.data(sample(), sample(id="long", question="two " * 600), sample(id="s3"))
+    given = ["eval", place.models.vlm, "--data", data, "--max-new-tokens", "2", "--output", "out"]
+    done = run(*given, "--blind")
+    assert done.status == 0, done
+    assert "1 of 3 items were not asked" in done.out
+    results = json.loads((place.folder / "out/results.json").read_text())
+    for arm in ("model", "blind"):
+        (result,) = results[arm].values()
+        assert (result["num_unanswered"], result["overall"]["count"]) == (1, 3)
+    (path,) = (place.folder / "out/predictions").glob("*/predictions.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["prediction"], row["score"], bool(row["unanswered"])) for row in rows if row["id"] == "long"] == [
+        ("", 0.0, True)
+    ]
+    assert run(*given[:1], place.models.vlm, "--output", "out", "--rescore").status == 0
+
+
+def test_a_row_that_cannot_be_scored_is_found_before_the_model_works(place: Place, run: Run) -> None:
+    data = place.data(*[sample(id=f"s{number}") for number in range(3)], sample(id="last", answer=None))
+    expect_error(run("eval", place.models.vlm, "--data", data, "--output", "out"), 1, "sample last", "no gold answer")
+    assert not list(place.folder.glob("out/predictions/*/predictions.jsonl"))
+
+
 def test_rescore_with_another_scorer_uses_it(place: Place, run: Run) -> None:
     data = place.data()
     assert run("eval", place.models.vlm, "--data", data, "--max-new-tokens", "2", "--output", "out").status == 0

@@ -35,6 +35,8 @@ class Prediction:
     held_out: bool | None = None
     answer_unseen: bool | None = None
     score: float | None = None
+    unanswered: str | None = None
+    """Why the model was not asked, as when the prompt is longer than its positions; the prediction is empty then."""
 
     @property
     def key(self) -> tuple[int, str]:

@@ -97,8 +97,18 @@ def cluster_of(sample: Sample) -> str | None:
     return "images " + " ".join(names) if names and len(names) == len(sample.images) else None
 
 
-def record(index: int, sample: Sample, task: TaskConfig, prediction: str, known_answers: set[str] | None) -> Prediction:
-    """What is kept of an item. An answer is unseen when none of its accepted forms is among `known_answers`."""
+def record(
+    index: int,
+    sample: Sample,
+    task: TaskConfig,
+    prediction: str,
+    known_answers: set[str] | None,
+    unanswered: str | None = None,
+) -> Prediction:
+    """What is kept of an item. An answer is unseen when none of its accepted forms is among `known_answers`.
+
+    unanswered: why the model was not asked.
+    """
     answers = gold_of(sample, task)
     held_out = sample.metadata.get("held_out")
     unseen = None if known_answers is None else not any(normalise(answer) in known_answers for answer in answers)
@@ -113,4 +123,5 @@ def record(index: int, sample: Sample, task: TaskConfig, prediction: str, known_
         cluster=cluster_of(sample),
         held_out=None if held_out is None else bool(held_out),
         answer_unseen=unseen,
+        unanswered=unanswered,
     )

@@ -47,6 +47,8 @@ class TaskResult:
     groups: dict[str, Breakdown] = field(default_factory=dict)
     extra: dict[str, Breakdown] = field(default_factory=dict)
     num_unparsed: int = 0
+    num_unanswered: int = 0
+    """Items that the model was not asked, because their prompts are too long for it; they count as wrong."""
     num_with_thinking: int = 0
     """Answers from which thinking was taken out before they were scored."""
     seconds: float | None = None
@@ -76,6 +78,7 @@ class TaskResult:
             "extra": {name: part.to_dict(SCORERS.get(name).metric) for name, part in self.extra.items()},
             "num_unparsed": self.num_unparsed,
             "unparsed_share": self.unparsed_share,
+            "num_unanswered": self.num_unanswered,
             "num_with_thinking": self.num_with_thinking,
             "seconds": self.seconds,
         }
@@ -160,6 +163,7 @@ def summarise(
         groups=groups,
         extra=extra,
         num_unparsed=sum(not score.is_parsed for _, score in pairs),
+        num_unanswered=sum(prediction.unanswered is not None for prediction in predictions),
         num_with_thinking=sum(score.has_thinking for _, score in pairs),
         seconds=seconds,
     )

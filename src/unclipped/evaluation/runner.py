@@ -93,21 +93,28 @@ def evaluate(
     if finished and todo:
         console.print(f"task {task.name}: {len(finished)} answers are there already, {len(todo)} to go", markup=False)
     scorer = build_scorer(task.scorer, task.scorer_options)
+    for index in todo:  # what cannot be read, asked or scored is found before the model works
+        sample = source[index]
+        gold_of(sample, task)
+        as_prompt(sample, task)
     began = time.monotonic()
     title = task.name if images == "kept" else f"{task.name} (images {images})"
     with counting(title, total, len(finished), console) as counter:
         for start in range(0, len(todo), batch_size * _BATCHES_BETWEEN_WRITES):
             indices = todo[start : start + batch_size * _BATCHES_BETWEEN_WRITES]
             samples = [source[index] for index in indices]
-            for sample in samples:
-                gold_of(sample, task)  # a missing gold answer is found before the model works on the item
             prompts = [with_images_as(as_prompt(s, task), images, engine.processor.image_processor) for s in samples]
+            refused: dict[int, str] = {}
             answers = engine.generate(
-                prompts, max_new_tokens=task.max_new_tokens, batch_size=batch_size, on_progress=counter.advance
+                prompts,
+                max_new_tokens=task.max_new_tokens,
+                batch_size=batch_size,
+                on_progress=counter.advance,
+                on_too_long=refused.__setitem__,
             )
             rows = [
-                record(index, sample, task, answer, known)
-                for index, sample, answer in zip(indices, samples, answers, strict=True)
+                record(index, sample, task, answer, known, refused.get(number))
+                for number, (index, sample, answer) in enumerate(zip(indices, samples, answers, strict=True))
             ]
             rows = [replace(row, score=score_prediction(scorer, row, task.name).value) for row in rows]
             file.append(rows)

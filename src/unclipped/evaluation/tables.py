@@ -63,6 +63,12 @@ def print_result(
             f"({result.unparsed_share:.1%})",
             markup=False,
         )
+    if result.num_unanswered:
+        console.print(
+            f"{result.num_unanswered:,} of {result.overall.count:,} items were not asked, because their prompts are "
+            "longer than the model's positions; they count as wrong (predictions.jsonl says which)",
+            markup=False,
+        )
     if result.num_with_thinking:
         console.print(
             f"{result.num_with_thinking:,} of {result.overall.count:,} answers held thinking, which is not scored",

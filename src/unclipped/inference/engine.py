@@ -88,7 +88,16 @@ class Engine:
         return self.processor.image_processor.image_rule
 
     def encode(self, request: Request, name: str = "request") -> Example:
-        """A request as a prompt: ids up to where the answer begins, and its images' patches."""
+        """A request as a prompt: ids up to where the answer begins, and its images' patches.
+
+        Raises DataError when the prompt leaves no room for an answer in the model's positions.
+        """
+        prompt = self._encode(request, name)
+        if reason := self._too_long(prompt):
+            raise DataError(f"{prompt.id}: {reason}; shorten it or lower the image budget")
+        return prompt
+
+    def _encode(self, request: Request, name: str) -> Example:
         sample = request if isinstance(request, Sample) else sample_from_messages(request, name)
         return encode_prompt(sample, self.processor)
 
@@ -99,18 +108,28 @@ class Engine:
         max_new_tokens: int = 64,
         batch_size: int = 32,
         on_progress: Callable[[int], None] | None = None,
+        on_too_long: Callable[[int, str], None] | None = None,
     ) -> list[str]:
         """Answers in the order of the requests, without surrounding white space.
 
         Requests are encoded a window of batches at a time and batched by like length. `on_progress` is called with the
-        number of requests answered by each batch. Raises DataError when a prompt leaves no room for an answer.
+        number of requests answered by each batch. on_too_long: called with the number of a request that leaves no room
+        for an answer, and why; its answer is empty. Without it such a request raises DataError.
         """
         answers = [""] * len(requests)
         window = batch_size * _WINDOW
         for start in range(0, len(requests), window):
             numbers = range(start, min(start + window, len(requests)))
-            prompts = {number: self.encode(requests[number], f"request {number}") for number in numbers}
-            by_length = sorted(numbers, key=lambda number: (len(prompts[number].input_ids), number))
+            encode = self.encode if on_too_long is None else self._encode
+            prompts = {number: encode(requests[number], f"request {number}") for number in numbers}
+            if on_too_long is not None:
+                for number in numbers:
+                    if reason := self._too_long(prompts[number]):
+                        on_too_long(number, reason)
+                        del prompts[number]
+            if on_progress is not None and len(prompts) < len(numbers):
+                on_progress(len(numbers) - len(prompts))
+            by_length = sorted(prompts, key=lambda number: (len(prompts[number].input_ids), number))
             for first in range(0, len(by_length), batch_size):
                 chosen = by_length[first : first + batch_size]
                 for number, tokens in zip(
@@ -166,12 +185,14 @@ class Engine:
         longest = max(prompts, key=lambda prompt: len(prompt.input_ids))
         if limit is None or len(longest.input_ids) + max_new_tokens <= limit:
             return max_new_tokens
-        if len(longest.input_ids) >= limit:
-            raise DataError(
-                f"{longest.id}: a prompt of {len(longest.input_ids)} tokens leaves no room for an answer in the "
-                f"model's {limit} positions; shorten it or lower the image budget"
-            )
         return limit - len(longest.input_ids)
+
+    def _too_long(self, prompt: Example) -> str | None:
+        """Why a prompt cannot be answered at all, if so."""
+        limit, length = position_limit(self.model), len(prompt.input_ids)
+        if limit is None or length < limit:
+            return None
+        return f"a prompt of {length} tokens leaves no room for an answer in the model's {limit} positions"
 
     def _steps(self, prompts: Sequence[Example], max_new_tokens: int) -> Iterator[torch.Tensor]:
         inputs = {
