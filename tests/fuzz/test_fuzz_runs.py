@@ -121,7 +121,7 @@ def test_run_folders(runs: Path, data: st.DataObject) -> None:
                 key: whole[key] for key in ("position", "state", "random")
             })  # fmt: skip
         if name.startswith("eval"):
-            copy = runs / "copy"
+            copy = runs.with_name("rescored")
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(runs / "eval", copy)
             outcome(lambda: rescore(copy))

@@ -42,10 +42,19 @@ ROLES = ("image", "text", "json")
 _KINDS = dict.fromkeys(IMAGE_SUFFIXES, "image") | dict.fromkeys(TEXT_SUFFIXES, "text") | {"json": "json"}
 MOST_DAMAGE = 1000
 """Damaged headers after which the rest of a shard is not read."""
+MOST_EXTENSIONS = 16
+"""Headers that extend the next one (long names, pax fields) in a row; the tar reader recurses over them."""
 MOST_KEY_BYTES = 4096
 """Length of a key; a member with a longer one is damage."""
 _VERSION = 2
 _BLOCK = tarfile.BLOCKSIZE
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -189,6 +198,7 @@ def _members(stream: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | int | No
     while position < size:
         stream.seek(position)
         try:
+            _refuse_chain(stream, position)
             with guarded(_Unreadable):
                 member = _member_at(reader)
         except _Unreadable:
@@ -214,6 +224,22 @@ def _members(stream: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | int | No
 
 class _Unreadable(UnclippedError):
     """A header that the tar reader refuses, in whichever way."""
+
+
+def _refuse_chain(stream: BinaryIO, position: int) -> None:
+    """Raise where more than MOST_EXTENSIONS headers in a row extend the next one; the stream is left at `position`."""
+    at = position
+    for _ in range(MOST_EXTENSIONS + 1):
+        stream.seek(at)
+        block = stream.read(_BLOCK)
+        if block[156:157] not in _EXTENSIONS or not _is_header(block):
+            break
+        with guarded(_Unreadable):
+            size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
+        at += _BLOCK + max(0, -(-size // _BLOCK) * _BLOCK)
+    else:
+        raise _Unreadable("too many headers in a row that extend the next one")
+    stream.seek(position)
 
 
 def _member_at(reader: Any) -> tarfile.TarInfo | None:
