@@ -16,6 +16,8 @@ from unclipped.cli.quickstart_run import seconds_per_step, with_steps
 from unclipped.recipes.schema import TrainRecipe
 from unclipped.recipes.validation import load_recipe
 
+pytestmark = pytest.mark.slow
+
 FEW = [
     "language_model.steps=3",
     "language_model.warmup_steps=1",

@@ -150,7 +150,7 @@ def test_encoders_read_it_and_language_models_refuse_it(tmp_path: Path) -> None:
     assert isinstance(item, Sample)
     with pytest.raises(DataError, match=r"sample cat/1\.png: an image alone, .*a vision-language model cannot"):
         ChatEncoder(tiny_tokenizer()).tokens(item, [1])
-    with pytest.raises(DataError, match="exactly one assistant turn, its caption; found 0"):
+    with pytest.raises(DataError, match="exactly one assistant turn with text, its caption; found 0"):
         pair_of(item)
 
 

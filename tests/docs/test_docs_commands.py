@@ -169,6 +169,7 @@ def test_every_command_is_accounted_for() -> None:
     assert all(arguments(command) is None for command in OTHER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if {*commands(page)} & {*RUN, *HUB}], ids=lambda page: page.name
 )

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from docs_pages import ROOT, apply_diff, blocks, commands
 
 from support.tiny_models import tiny_lm
+
+pytestmark = pytest.mark.slow
 
 PAGES = [ROOT / "docs" / "add-an-encoder.md", ROOT / "docs" / "add-a-connector.md"]
 

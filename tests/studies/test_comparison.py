@@ -16,6 +16,8 @@ from unclipped.studies.comparison import run_comparison
 from unclipped.studies.comparison_config import ComparisonConfig
 from unclipped.studies.comparison_report import findings, limits
 
+pytestmark = pytest.mark.slow
+
 
 def test_arms_with_a_teacher_come_last_and_get_its_folder() -> None:
     config = ComparisonConfig(**comparison())

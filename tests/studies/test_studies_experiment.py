@@ -14,6 +14,8 @@ from unclipped.recipes.schema import TrainRecipe
 from unclipped.recipes.validation import validate
 from unclipped.studies.experiment import arms_of, run_experiment
 
+pytestmark = pytest.mark.slow
+
 SOURCE = {"source": "generated:characters", "options": {"tasks": {"read_number": 1, "colour": 1}}}
 
 

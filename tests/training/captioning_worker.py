@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pair_support import VIT
+from torchrun_support import leave
 
 from unclipped.data.config import AugmentConfig, DataConfig, RandomCrop, SourceConfig
 from unclipped.objectives.captioning_config import CaptioningConfig
@@ -42,7 +43,7 @@ def main() -> None:
     for options in json.loads(sys.argv[1]):
         name = options.pop("name")
         pretrain(config(Path(sys.argv[2]), **options), Path(sys.argv[3]) / name)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from torchrun_support import leave
+
 from support.tiny_models import tiny_vlm
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.objectives.answer import AnswerObjective
@@ -70,7 +72,7 @@ def main() -> None:
     for options in json.loads(sys.argv[1]):
         train(Path(sys.argv[2]), options)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        leave()
 
 
 if __name__ == "__main__":

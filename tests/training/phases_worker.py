@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from phase_support import kind_of, tiny
+from torchrun_support import leave
 
 from unclipped.training.pretrain import pretrain
 
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for options in json.loads(sys.argv[1]):
         train(Path(sys.argv[2]), options)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pair_support import VIT, write_pairs
 from torch import Tensor
+from torchrun_support import leave
 
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.images.config import ImageRule
@@ -114,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for options in json.loads(sys.argv[1]):
         run(Path(sys.argv[2]), options)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

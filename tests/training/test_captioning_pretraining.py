@@ -158,6 +158,7 @@ def runs(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_two_processes_equal_one(runs: Path, name: str, parallel: str) -> None:

@@ -11,6 +11,8 @@ from phase_support import tiny
 from phases_worker import train
 from torchrun_support import rows, two_processes, weights
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("phases_worker.py")
 # KoLeo looks for neighbours within a process, so two processes equal one only without it.
 DINO = {"local_crops": 1, "local_size": 8, "prototypes": 12, "head_hidden": 16, "bottleneck": 8, "koleo_weight": 0.0}

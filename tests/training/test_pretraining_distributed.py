@@ -12,6 +12,8 @@ from pair_support import VIT
 from pretraining_worker import koleo_in_shares, prepare, run
 from torchrun_support import rows, two_processes, weights
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("pretraining_worker.py")
 DINOV2 = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {"model_type": "dinov2"}
 # KoLeo looks for neighbours within a process, so one process must do so within the shares that two would have: by

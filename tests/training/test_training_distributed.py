@@ -12,6 +12,8 @@ from torchrun_support import rows, two_processes, weights
 
 from unclipped.objectives.answer import AnswerObjective
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("distributed_worker.py")
 # Half the samples have no image, so that some micro-batches have none at all; and micro-batches of one image each.
 SETTINGS = {

@@ -381,6 +381,7 @@ class _Run:
         if self.rank == 0:
             self.record["model_files"] = checkpoints.digests_of(self.output / MODEL)
             write_json(self.output / RECORD, self.record)
+            (self.output / checkpoints.NEWEST).unlink(missing_ok=True)
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         barrier()  # the model folder is there for every process
         return TrainingResult(self.output, self.output / MODEL, self.record)
