@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -24,8 +25,9 @@ from unclipped.encoders.import_config import ImportConfig
 from unclipped.evaluation.scorers import SCORERS
 from unclipped.evaluation.sparse.config import BenchConfig, QualityConfig, SearchConfig
 from unclipped.images.config import ImageRule
-from unclipped.recipes.schema import SCHEMAS
-from unclipped.recipes.validation import models_in, validate
+from unclipped.recipes.loading import read_recipe
+from unclipped.recipes.schema import SCHEMAS, ComparisonRecipe, TrainRecipe
+from unclipped.recipes.validation import models_in, to_yaml, validate
 
 ROOTS: tuple[type[FrozenConfig], ...] = (
     *SCHEMAS.values(), *OPTIONS.values(), ImportConfig, QualityConfig, SearchConfig, BenchConfig, TextConfig,
@@ -208,3 +210,17 @@ def test_any_value_in_any_field_gives_a_configuration_or_one_line(kind: str, dat
         line = str(error)
     assert "\n" not in line
     assert len(line) < 20_000
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\u2028b", "\u2029", "\ufeffa", "line\nend ", "é ☃"])
+def test_a_recorded_recipe_is_the_recipe_whatever_its_texts_hold(text: str) -> None:
+    config = validate(read_recipe("clip-free") | {"description": text}, TrainRecipe, "recipe")
+    assert yaml.safe_load(to_yaml(config))["description"] == text
+
+
+def test_a_teacher_under_a_field_of_another_type_is_one_line() -> None:
+    recipe = read_recipe("clothing-objectives")
+    name = next(iter(recipe["arms"]))
+    recipe["arms"][name] = {**recipe["arms"][name], "distill": True}
+    with pytest.raises(UsageError, match="distill"):
+        validate(recipe, ComparisonRecipe, "recipe")

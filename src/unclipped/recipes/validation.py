@@ -14,6 +14,7 @@ from unclipped.core.config import FrozenConfig, complaint
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.recipes.loading import apply_overrides, read_recipe
 
+_BREAKS = "\x85\u2028\u2029\ufeff"
 C = TypeVar("C", bound=FrozenConfig)
 
 COMMANDS = {"comparison": "compare-objectives", "encoder_evaluation": "eval-encoder ENCODER --recipe"}
@@ -98,7 +99,11 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def to_yaml(config: FrozenConfig) -> str:
     """The configuration as YAML that gives the same configuration when read again."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    fields = config.model_dump(mode="json")
+    text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110)
+    if any(character in text for character in _BREAKS):  # written as they are, they would be read as line ends
+        text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=False, width=110)
+    return text
 
 
 def is_recipe_file(name: str) -> bool:

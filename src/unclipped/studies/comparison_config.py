@@ -86,7 +86,8 @@ class ComparisonConfig(FrozenConfig):
 
     def teacher_of(self, name: str) -> str | None:
         """The arm that is an arm's teacher."""
-        teacher = (self.arms[name].get("distill") or {}).get("teacher")
+        distill = self.arms[name].get("distill")
+        teacher = distill.get("teacher") if isinstance(distill, dict) else None
         return teacher.removeprefix(FROM_ARM) if isinstance(teacher, str) and teacher.startswith(FROM_ARM) else None
 
     def waves(self) -> list[list[str]]:

@@ -140,7 +140,7 @@ def verify_files(folder: Path, kept: Any, where: Path, remedy: str) -> None:
     Raises CheckpointError that names the file which is missing or has another content.
     """
     pairs = list(kept.values()) if isinstance(kept, dict) else []
-    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+    if not pairs or not all(isinstance(pair, list) and [type(one) for one in pair] == [int, str] for pair in pairs):
         raise CheckpointError(f"{where}: holds no digests of files; {remedy}")
     for name, (size, digest) in kept.items():
         file = folder / name
