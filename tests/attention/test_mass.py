@@ -40,6 +40,10 @@ def attention(query: torch.Tensor, key: torch.Tensor, layout: Layout, scale: flo
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+FLOAT32 = 5e-6
+"""Rounding of a sum of some hundred float32 probabilities: up to 136 of them, of half an ulp of 1 (6e-8) each."""
+
+
 @settings(max_examples=40, deadline=None)
 @given(layout=layouts(), text=st.sampled_from([*STATIC, *DYNAMIC]), seed=st.integers(0, 5))
 def test_kept_mass_is_that_of_the_definition(layout: Layout, text: str, seed: int) -> None:
@@ -56,10 +60,10 @@ def test_kept_mass_is_that_of_the_definition(layout: Layout, text: str, seed: in
     for index, pair in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         of_pair = (kinds[:, None] == pair[0]) & (kinds[None, :] == pair[1])
         wanted = (true * (mask & of_pair)).sum(axis=(1, 2)) / layout.length
-        assert kept.pattern[:, index] == pytest.approx(wanted, abs=1e-6), PAIRS[index]
+        assert kept.pattern[:, index] == pytest.approx(wanted, abs=FLOAT32), PAIRS[index]
         wanted = (true * of_pair).sum(axis=(1, 2)) / layout.length
-        assert mass.by_pair[:, index] == pytest.approx(wanted, abs=1e-6)
-    assert mass.by_pair.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
+        assert mass.by_pair[:, index] == pytest.approx(wanted, abs=FLOAT32)
+    assert mass.by_pair.sum(axis=1) == pytest.approx(1.0, abs=FLOAT32)
     assert kept.density.mean() == pytest.approx(plan.density, abs=1e-9)
     assert kept.oracle.sum(axis=1).mean() >= kept.pattern.sum(axis=1).mean() - 1e-6, "no choice keeps more"
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import ImageError
@@ -44,7 +46,8 @@ def processor_of(rule: ImageRule) -> Any:
 
 
 def engine_of(rule: ImageRule) -> Engine:
-    engine = Engine.__new__(Engine)  # without a model, which prepares nothing
+    engine = Engine.__new__(Engine)  # without weights, which prepare nothing
+    engine.model = SimpleNamespace(config=PreTrainedConfig())  # names no positions, so no prompt is too long
     engine.processor = processor_of(rule)
     return engine
 
