@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "unclipped"
 LINES = [
     ["core"],
     ["encoders", "connectors", "attention", "images"],
-    ["models"],
-    ["objectives", "data"],
+    ["models", "data"],
+    ["encoding"],
+    ["objectives"],
     ["training", "evaluation", "inference", "compression"],
     ["studies", "audit", "serving"],
     ["cli", "recipes"],

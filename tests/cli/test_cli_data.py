@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from text_detector import generated_scene, without_text
 from unclipped.cli.app import app
-from unclipped.data.text_rich.training import generated_scene, without_text
 
 
 @pytest.fixture(autouse=True)

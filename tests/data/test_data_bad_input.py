@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError, UnclippedError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
-from unclipped.data.encoding import encode_sample
 from unclipped.data.sources import open_source
+from unclipped.encoding.examples import encode_sample
 
 GOOD = {"id": "good", "image": "one.png", "question": "q", "answer": "a"}
 TALK = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]

@@ -12,7 +12,6 @@ from PIL import Image
 
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.chat import ChatEncoder
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.data.mixture import Mixture
 from unclipped.data.pairs import pair_of
@@ -20,6 +19,7 @@ from unclipped.data.readers.folder import FolderSource
 from unclipped.data.sample import Sample
 from unclipped.data.sources import Source, open_source
 from unclipped.data.statistics import statistics_of_images
+from unclipped.encoding.chat import ChatEncoder
 from unclipped.images.config import ImageRule
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
-from unclipped.data.encoding import encode
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart, Sample, SampleGroup
+from unclipped.encoding.examples import encode
 
 
 class Listed:

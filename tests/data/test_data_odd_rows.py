@@ -15,9 +15,9 @@ from support.rows import WRITERS, as_jsonl, as_parquet, error_of
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
-from unclipped.data.encoding import encode_sample
 from unclipped.data.sample import Sample, TextPart
 from unclipped.data.sources import open_source
+from unclipped.encoding.examples import encode_sample
 
 NAN, INF = float("nan"), float("inf")
 QA = {"question": "colour?", "answer": "red"}

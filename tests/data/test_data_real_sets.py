@@ -8,12 +8,13 @@ import pytest
 
 from support.tiny_models import tiny_tokenizer
 from unclipped.data.config import DataConfig, SourceConfig
-from unclipped.data.encoding import encode
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import SampleGroup
 from unclipped.data.sources import open_source
 from unclipped.data.statistics import pixel_statistics
-from unclipped.data.text import TextConfig, build_token_blocks, iterate_documents
+from unclipped.data.text import TextConfig, iterate_documents
+from unclipped.encoding.examples import encode
+from unclipped.encoding.text import build_token_blocks
 from unclipped.models.image_processing import UnclippedImageProcessor
 from unclipped.models.processing import UnclippedProcessor
 

@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from support.tiny_models import tiny_tokenizer
 from unclipped.core.errors import DataError
 from unclipped.data.sample import ImagePart, Sample
-from unclipped.data.text import (
-    TextConfig,
-    TokenBlocks,
-    build_token_blocks,
-    iterate_documents,
-    render_documents,
-    text_files,
-)
+from unclipped.data.text import TextConfig, iterate_documents, text_files
+from unclipped.encoding.text import TokenBlocks, build_token_blocks, render_documents
 from unclipped.training.text import blocks_of
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from support.tiny_models import tiny_tokenizer
+from unclipped.audit.features import image_digest
 from unclipped.core import bounded
 from unclipped.core.errors import CheckpointError, DataError, ImageError, UsageError
-from unclipped.data.chat import encoder_of
 from unclipped.data.config import SourceConfig
 from unclipped.data.sample import ImagePart, Sample, TextPart, Turn
 from unclipped.data.sources import open_source
-from unclipped.evaluation.probes.features import image_digest
+from unclipped.encoding.chat import encoder_of
 from unclipped.images.decode import load_image, read_header
 from unclipped.models.chat import knows_images
 from unclipped.models.language import end_of_turn_ids

@@ -10,9 +10,9 @@ import typer
 from docs_pages import PAGES, ROOT, arguments, blocks, commands
 from typer.testing import CliRunner
 
+from unclipped.audit.config import EncoderEvaluationConfig
 from unclipped.cli.app import app
 from unclipped.core.errors import CheckpointError
-from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.recipes.loading import read_recipe
 from unclipped.recipes.schema import SCHEMAS
 from unclipped.recipes.validation import COMMANDS, load_recipe, validate

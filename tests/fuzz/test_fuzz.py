@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from fuzz.mutations import changed, damaged, fuzz, outcome, tar_member
 from support.tiny_models import tiny_encoder, tiny_image, tiny_tokenizer, tiny_vlm
 from unclipped.data.config import SourceConfig
-from unclipped.data.encoding import encode_sample
 from unclipped.data.sources import open_source
 from unclipped.encoders.build import load_encoder
+from unclipped.encoding.examples import encode_sample
 from unclipped.models.checkpoint import load_model
 from unclipped.models.language import load_language_model, load_tokenizer
 from unclipped.recipes.loading import apply_overrides, builtin_names, read_recipe

@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from support.tiny_models import tiny_tokenizer
+from unclipped.audit.features import RawPixels, digests_of, extract
+from unclipped.audit.fine_tuning import Pictures
 from unclipped.core.errors import ImageError
 from unclipped.data.augment import augment
 from unclipped.data.blank import with_blank_images
-from unclipped.data.collate import Collator, collate_prompts
 from unclipped.data.config import AugmentConfig
-from unclipped.data.encoding import encode, encode_prompt
 from unclipped.data.sample import ImagePart, Sample, SampleGroup
-from unclipped.evaluation.probes.features import RawPixels, digests_of, extract
-from unclipped.evaluation.probes.fine_tuning import Pictures
+from unclipped.encoding.collate import Collator, collate_prompts
+from unclipped.encoding.examples import encode, encode_prompt
 from unclipped.images.config import ImageRule
 from unclipped.images.patches import patchify
 from unclipped.images.prepare import decoded, normalised, pixels, prepare

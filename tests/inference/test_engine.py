@@ -11,8 +11,8 @@ import torch
 
 from support.tiny_models import tiny_image, tiny_vlm
 from unclipped.core.errors import CheckpointError, DataError, ImageError, UsageError
-from unclipped.data.collate import collate_prompts
 from unclipped.data.sample import Sample
+from unclipped.encoding.collate import collate_prompts
 from unclipped.inference.engine import Engine, find_device
 from unclipped.inference.greedy import up_to_end
 

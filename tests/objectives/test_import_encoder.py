@@ -15,7 +15,7 @@ from support.original_vit import Computed, Draw, OriginalVit, random_planes
 from support.tiny_models import tiny_image
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.encoders.build import load_encoder
-from unclipped.encoders.import_config import ImportConfig
+from unclipped.encoders.importing.config import ImportConfig
 from unclipped.images.patches import patchify
 from unclipped.objectives.autoencoder_folder import load_autoencoder
 from unclipped.objectives.dino_side import load_dino_heads

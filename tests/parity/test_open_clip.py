@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from support.oracles import oracle
 from support.tiny_models import tiny_tokenizer
-from unclipped.evaluation.probes.zero_shot import class_weights
+from unclipped.audit.zero_shot import class_weights
 from unclipped.images.config import ImageRule
 from unclipped.objectives.caption_tokens import CaptionTokens
 from unclipped.objectives.coca import CoCaObjective

@@ -21,7 +21,7 @@ from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import UsageError
 from unclipped.data.generated.options import OPTIONS
 from unclipped.data.text import TextConfig
-from unclipped.encoders.import_config import ImportConfig
+from unclipped.encoders.importing.config import ImportConfig
 from unclipped.evaluation.scorers import SCORERS
 from unclipped.evaluation.sparse.config import BenchConfig, QualityConfig, SearchConfig
 from unclipped.images.config import ImageRule

@@ -66,6 +66,6 @@ def eval_encoder(
     config = validate(apply_overrides(merge(section, given), overrides or []), EncoderEvaluationRecipe, where)
     with run_folder(output, resume=resume):
         record_run(config, output, resume=resume)
-        from unclipped.evaluation.probes.runner import evaluate_encoder
+        from unclipped.audit.runner import evaluate_encoder
 
         evaluate_encoder(config, output)

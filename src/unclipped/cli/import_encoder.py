@@ -45,7 +45,7 @@ def import_encoder(
 ) -> None:
     """Import an encoder (see HELP)."""
     from unclipped.cli.record import run_folder
-    from unclipped.encoders.import_config import ImportConfig
+    from unclipped.encoders.importing.config import ImportConfig
     from unclipped.recipes.validation import validate
 
     given: dict[str, object] = {

@@ -12,9 +12,9 @@ import torch
 from unclipped.attention.config import SparseConfig
 from unclipped.attention.prefill import SparsePrefill, prefill_with
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.collate import collate_prompts
-from unclipped.data.encoding import Example, encode_prompt, position_limit
 from unclipped.data.sample import Sample
+from unclipped.encoding.collate import collate_prompts
+from unclipped.encoding.examples import Example, encode_prompt, position_limit
 from unclipped.images.config import ImageRule
 from unclipped.inference.greedy import greedy_steps, up_to_end
 from unclipped.inference.messages import Messages, sample_from_messages

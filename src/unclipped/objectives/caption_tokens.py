@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unclipped.core.errors import DataError, UsageError
-from unclipped.data.chat import encoder_of
+from unclipped.encoding.chat import encoder_of
 
 
 @dataclass(frozen=True)

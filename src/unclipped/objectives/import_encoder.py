@@ -13,9 +13,9 @@ from unclipped import __version__
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.core.files import whole_folder, write_json
 from unclipped.encoders.checkpoint import quiet, shortened
-from unclipped.encoders.import_config import ImportConfig
-from unclipped.encoders.original_files import OriginalWeights, read_weights
-from unclipped.encoders.original_keys import ImportedEncoder, convert
+from unclipped.encoders.importing.config import ImportConfig
+from unclipped.encoders.importing.files import OriginalWeights, read_weights
+from unclipped.encoders.importing.keys import ImportedEncoder, convert
 from unclipped.encoders.weights import check_values
 from unclipped.images.config import ImageRule
 from unclipped.objectives.dino_heads import DinoHead

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from unclipped.audit.config import EncoderEvaluationConfig
 from unclipped.core.config import FrozenConfig
-from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.studies.comparison_config import ComparisonConfig
 from unclipped.studies.config import ExperimentConfig
 from unclipped.training.config import PretrainConfig

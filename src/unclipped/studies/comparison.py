@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unclipped.audit.results import RESULTS_FILE, read_probes
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_json
 from unclipped.data.inputs import check_inputs
-from unclipped.evaluation.probes.results import RESULTS_FILE, read_probes
 from unclipped.evaluation.runner import compare_folders, predictions_folder
 from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.comparison_config import BLIND, LLM_INIT, RANDOM, ComparisonConfig
@@ -154,7 +154,7 @@ def _check_architectures(config: ComparisonConfig, folders: _Folders) -> None:
 
 
 def _probe(config: ComparisonConfig, folders: _Folders, name: str) -> None:
-    from unclipped.evaluation.probes.runner import evaluate_encoder
+    from unclipped.audit.runner import evaluate_encoder
 
     arm, probe = name.split(" ", maxsplit=1)
     folder = folders.model(arm)

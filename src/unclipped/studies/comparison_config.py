@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from unclipped.audit.config import EncoderEvaluationConfig
 from unclipped.core.config import FrozenConfig, Options, PathText, Processes, Seed, merge
 from unclipped.core.errors import UsageError
-from unclipped.evaluation.probes.config import EncoderEvaluationConfig
 from unclipped.studies.config import ExperimentConfig
 from unclipped.training.config import PretrainConfig
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from unclipped.data.blank import with_blank_images
-from unclipped.data.collate import Collator
-from unclipped.data.encoding import Example, check_positions, encode
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
+from unclipped.encoding.collate import Collator
+from unclipped.encoding.examples import Example, check_positions, encode
 
 
 class MixtureExamples:

@@ -11,9 +11,9 @@ import torch
 
 from unclipped.core.errors import UsageError
 from unclipped.data.config import DataConfig
-from unclipped.data.encoding import position_limit
 from unclipped.data.inputs import check_inputs
 from unclipped.data.mixture import Mixture
+from unclipped.encoding.examples import position_limit
 from unclipped.models.checkpoint import save_model
 from unclipped.models.freezing import set_trainable
 from unclipped.models.modeling import UnclippedForConditionalGeneration

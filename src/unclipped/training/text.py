@@ -8,10 +8,10 @@ from typing import Any
 
 from unclipped.core.errors import DataError
 from unclipped.data.config import SourceConfig
-from unclipped.data.control_tokens import TextTokens
 from unclipped.data.sample import Sample
 from unclipped.data.sources import open_source
-from unclipped.data.text import render_documents
+from unclipped.encoding.control_tokens import TextTokens
+from unclipped.encoding.text import render_documents
 
 
 @dataclass(frozen=True)

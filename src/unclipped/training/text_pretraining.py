@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from unclipped.core.errors import DataError, UsageError, guarded
 from unclipped.core.files import whole_folder
 from unclipped.data.config import DataConfig
-from unclipped.data.control_tokens import Piece
-from unclipped.data.encoding import position_limit
 from unclipped.data.mixture import Mixture
 from unclipped.data.sample import Sample, SampleGroup
 from unclipped.data.sources import SelectedSource, Source, open_sources
-from unclipped.data.text import TokenBlocks, build_token_blocks, render_documents
 from unclipped.encoders.checkpoint import quiet
 from unclipped.encoders.given_config import check_fields, config_from_fields, known_config
+from unclipped.encoding.control_tokens import Piece
+from unclipped.encoding.examples import position_limit
+from unclipped.encoding.text import TokenBlocks, build_token_blocks, render_documents
 from unclipped.objectives.language_model import LanguageModelObjective
 from unclipped.training import measure
 from unclipped.training.batches import Examples

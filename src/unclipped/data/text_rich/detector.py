@@ -2,7 +2,7 @@
 
 The score of an image is a logistic function of two numbers: the share of its cells that surely hold text, and how sure
 the surest ones are. It grows with both, so it ranks images by how much text they show. Weights come with the package;
-`python -m unclipped.data.text_rich.training` makes them again and says how well they do.
+`python tools/text_detector.py` makes them again and says how well they do.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def load_scorer(path: Path) -> tuple[TextRichScorer, dict[str, Any]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: no weights of the text detector ({reason}); install the package again, or make them: "
-            "python -m unclipped.data.text_rich.training"
+            "python tools/text_detector.py"
         ) from None
     return TextRichScorer(detector, slope, offset), told
 

@@ -18,8 +18,8 @@ from unclipped.attention.patterns import Pattern
 from unclipped.attention.plan import build_plan
 from unclipped.attention.prefill import sparse_prefill
 from unclipped.core.errors import UsageError
-from unclipped.data.collate import collate_prompts
 from unclipped.data.sample import Sample
+from unclipped.encoding.collate import collate_prompts
 from unclipped.inference.engine import Engine
 
 Blocks = tuple[int, int]

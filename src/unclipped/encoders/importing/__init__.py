@@ -1,0 +1,1 @@
+"""Import of checkpoints as their authors published them: files, names, shapes, keys."""

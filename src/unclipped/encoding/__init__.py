@@ -1,0 +1,1 @@
+"""Samples as tensors: chat templates rendered, tokens and labels, images in patches, batches padded."""
