@@ -83,3 +83,23 @@ one, two = pipe(
 print(repr(one[0]["generated_text"] if isinstance(one, list) else one["generated_text"]))
 """
     assert run(code, assembled.folder / "model", tmp_path / "picture.png").strip()
+
+
+@pytest.mark.parametrize("name", ["AutoModelForImageTextToText", "AutoProcessor", "AutoConfig"])
+@pytest.mark.parametrize("trust", [None, True], ids=["default", "trust_remote_code"])
+def test_without_the_package_every_auto_class_ends_in_an_error_that_names_it(
+    assembled: Any, name: str, trust: bool | None
+) -> None:
+    """`AutoProcessor` would else give the tokenizer alone, and prompts without their images."""
+    code = f"""
+import sys
+from transformers import {name}
+try:
+    found = {name}.from_pretrained(sys.argv[1], trust_remote_code={trust})
+except (ValueError, OSError) as error:
+    assert "unclipped" in str(error), error
+    print("refused")
+else:
+    print(type(found).__name__)
+"""
+    assert run(code, assembled.folder / "model").endswith("refused\n")  # after transformers' question

@@ -18,6 +18,12 @@ from unclipped.core.errors import DataError, UsageError, first_line
 _READ_FIELDS = frozenset({"role", "content"})
 # Where an image part holds its picture, in the order of transformers.
 _SOURCES = ("image", "url", "path", "base64")
+# transformers gives a bare tokenizer, without a word, for a processor class that is not registered. A class that is
+# said to lie elsewhere makes it stop instead, with this text; it is not looked up once the class is registered.
+_ELSEWHERE = (
+    "this processor is one of the Python package 'unclipped': import it before loading. The folder holds no code."
+    "--unclipped.UnclippedProcessor"
+)
 
 
 class UnclippedProcessor(ProcessorMixin):
@@ -53,6 +59,10 @@ class UnclippedProcessor(ProcessorMixin):
         # Generation continues at the right end. Only what is among `init_kwargs` is saved with a tokenizer.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved. A program that has not registered our classes gets an error from it that names the package."""
+        return {**super().to_dict(), "auto_map": {"AutoProcessor": _ELSEWHERE}}
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """The prompt of one conversation or a list of them, as transformers makes it; `base64` images are decoded.
