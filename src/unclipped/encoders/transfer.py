@@ -17,13 +17,13 @@ from transformers import AutoModel, PreTrainedModel
 
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.encoders.checkpoint import (
-    checkpoint_folder,
     load_model,
     quiet,
     raise_misfits,
     read_config,
     stored_values,
 )
+from unclipped.encoders.importing.gguf import language_model_folder
 from unclipped.encoders.llm_config import LLMVisionConfig
 from unclipped.encoders.llm_encoder import LLMVisionModel, register_llm_encoder
 
@@ -72,7 +72,7 @@ def from_language_model(
     if isinstance(source, PreTrainedModel):
         language_model = source
     else:
-        folder = checkpoint_folder(source)
+        folder = language_model_folder(source)
         text_config = read_config(folder)
         if getattr(text_config, "vision_config", None) is not None:
             raise CheckpointError(

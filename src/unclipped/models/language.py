@@ -19,8 +19,9 @@ from transformers import (
 from unclipped.core.bounded import rendered
 from unclipped.core.documents import read_json
 from unclipped.core.errors import CheckpointError, guarded
-from unclipped.encoders.checkpoint import checkpoint_folder, load_weights, quiet, raise_misfits, read_config
+from unclipped.encoders.checkpoint import load_weights, quiet, raise_misfits, read_config
 from unclipped.encoders.folder_check import check_folder, reading
+from unclipped.encoders.importing.gguf import language_model_folder
 from unclipped.models.chat import default_template, knows_images, with_images
 
 # Image tokens that tokenizers are known to bring; the first that is there is taken, else the last is added.
@@ -46,7 +47,7 @@ def load_language_model(source: str, dtype: torch.dtype | str) -> tuple[Any, Pat
 
     Raises CheckpointError when the folder is no text-only decoder or a tensor is missing, extra or misshaped.
     """
-    folder = checkpoint_folder(source)
+    folder = language_model_folder(source)
     config = read_config(folder)
     if getattr(config, "vision_config", None) is not None or config.is_encoder_decoder:
         raise CheckpointError(
