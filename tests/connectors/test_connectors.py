@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unclipped.connectors.build import build_connector
-from unclipped.connectors.config import ConnectorConfig, Step, parse_connector
-from unclipped.connectors.projections import CONNECTORS
-from unclipped.connectors.steps import CONNECTOR_STEPS, average, pixel_shuffle, resample, unshuffle
+from unclipped.connectors.config import ConnectorConfig, parse_connector
+from unclipped.connectors.parts.base import PROJECTIONS, STEPS
+from unclipped.connectors.parts.standard import MLP, Average, Linear, PixelShuffle, Resample
 from unclipped.core.errors import UsageError
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 4))
-steps = st.builds(Step, kind=st.sampled_from(["average", "pixel_shuffle", "resample"]), size=sizes)
-configs = st.one_of(
-    st.builds(ConnectorConfig, before=st.lists(steps, max_size=3).map(tuple), kind=st.just("linear")),
-    st.builds(
-        ConnectorConfig,
-        before=st.lists(steps, max_size=3).map(tuple),
-        kind=st.just("mlp"),
-        layers=st.integers(1, 4),
-        standardise=st.booleans(),
-    ),
+steps = st.one_of(*(st.builds(STEPS.get(name), size=sizes) for name in STEPS.names()))
+configs = st.builds(
+    ConnectorConfig,
+    before=st.lists(steps, max_size=3).map(tuple),
+    projection=st.one_of(st.just(Linear()), st.builds(MLP, layers=st.integers(1, 4))),
+    standardise=st.booleans(),
 )
 
 
 @settings(deadline=None, max_examples=50)
 @given(configs)
-def test_text_form_round_trip(config: ConnectorConfig) -> None:
+def test_text_and_saved_form_round_trip(config: ConnectorConfig) -> None:
     assert parse_connector(str(config)) == config
+    assert ConnectorConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_form_of_saved_files_that_has_no_projection_object() -> None:
+    saved = {"before": [{"kind": "average", "size": [2, 2]}], "kind": "mlp", "layers": 3, "standardise": True}
+    assert str(ConnectorConfig.model_validate(saved)) == "average(2) + standardise + mlp(3)"
+    assert str(ConnectorConfig.model_validate({"kind": "linear", "layers": 1})) == "linear"
 
 
 @pytest.mark.parametrize(
@@ -54,15 +59,20 @@ def test_text_form(text: str, canonical: str) -> None:
         ("average(2)", "no projection"),
         ("mlp + average(2)", "after the projection"),
         ("average + mlp", "needs a size"),
-        ("average(0) + mlp", "at least 1"),
-        ("linear(3)", "expected 'linear' or 'mlp"),
-        ("mlp(0)", "at least 1 layer"),
+        ("average(0) + mlp", "size of 'average' must be at least 1, found 0x0"),
+        ("linear(3)", "'linear': cannot read '3'; its options are: none"),
+        ("mlp(0)", "layers of 'mlp' must be at least 1, found 0"),
         ("standardise + average(2) + mlp", "after 'standardise'"),
         ("mlp((2))", "cannot read"),
+        ("mlp(2, 3)", "cannot read '3'; its options are: layers"),
+        ("mlp(layers=2, layers=3)", "cannot read 'layers=3'"),
+        ("mlp(depth=2)", "its options are: layers"),
+        ("mlp(two)", "layers of 'mlp'"),
+        ("resample(99999x2) + mlp", "at most 1,024"),
     ],
 )
 def test_bad_text_names_the_part(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(message)):
         parse_connector(text)
 
 
@@ -82,40 +92,40 @@ def test_wrong_number_of_features_is_named() -> None:
 @given(sizes, st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
 def test_pixel_shuffle_has_an_exact_inverse(size: tuple[int, int], rows: int, columns: int, width: int) -> None:
     features = torch.randn(2, rows * size[0], columns * size[1], width)
-    assert torch.equal(unshuffle(pixel_shuffle(features, size), size), features)
+    step = PixelShuffle(size=size)
+    assert torch.equal(step.inverse(step.apply(features)), features)
 
 
 def test_pixel_shuffle_keeps_blocks_together() -> None:
     features = torch.arange(8.0).reshape(1, 2, 4, 1)
-    assert pixel_shuffle(features, (2, 2)).tolist() == [[[[0, 1, 4, 5], [2, 3, 6, 7]]]]
+    assert PixelShuffle(size=(2, 2)).apply(features).tolist() == [[[[0, 1, 4, 5], [2, 3, 6, 7]]]]
 
 
 def test_average_is_the_block_mean() -> None:
     features = torch.randn(2, 4, 6, 3)
     expected = torch.nn.functional.avg_pool2d(features.permute(0, 3, 1, 2), (2, 3)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(average(features, (2, 3)), expected)
+    torch.testing.assert_close(Average(size=(2, 3)).apply(features), expected)
 
 
 def test_resample_keeps_constants_and_the_identity() -> None:
     features = torch.randn(1, 3, 5, 4)
-    assert torch.equal(resample(features, (3, 5)), features)
-    torch.testing.assert_close(resample(torch.full((1, 7, 3, 2), 2.5), (4, 4)), torch.full((1, 4, 4, 2), 2.5))
-    halves = resample(torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(1, 1, 4, 1), (1, 2)).flatten()
+    assert torch.equal(Resample(size=(3, 5)).apply(features), features)
+    torch.testing.assert_close(
+        Resample(size=(4, 4)).apply(torch.full((1, 7, 3, 2), 2.5)), torch.full((1, 4, 4, 2), 2.5)
+    )
+    halves = Resample(size=(1, 2)).apply(torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(1, 1, 4, 1)).flatten()
     torch.testing.assert_close(halves, torch.tensor([1 / 7, 6 / 7]))  # antialiased triangle over four cells
 
 
 def test_resample_works_in_fp32_and_returns_the_dtype() -> None:
     features = torch.randn(1, 6, 6, 4)
-    low = resample(features.bfloat16(), (4, 4))
+    low = Resample(size=(4, 4)).apply(features.bfloat16())
     assert low.dtype == torch.bfloat16
-    assert torch.equal(low, resample(features.bfloat16().float(), (4, 4)).bfloat16())
+    assert torch.equal(low, Resample(size=(4, 4)).apply(features.bfloat16().float()).bfloat16())
 
 
-TEXTS = [
-    f"{step}({size}) + {kind}"
-    for step, size in zip(CONNECTOR_STEPS.names(), ["2", "2x2", "3x2"], strict=True)
-    for kind in CONNECTORS.names()
-] + CONNECTORS.names()
+TEXTS = [f"{STEPS.get(step).example()} + {kind}" for step in STEPS.names() for kind in PROJECTIONS.names()]
+TEXTS += [PROJECTIONS.get(kind).example() for kind in PROJECTIONS.names()]
 GRIDS = torch.tensor([[1, 2, 4], [1, 4, 2], [1, 2, 4], [2, 4, 4]])
 
 

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import text_detector
 from unclipped.core.errors import CheckpointError, DataError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig, TextRichFilter
 from unclipped.data.mixture import Mixture
 from unclipped.data.sources import Source, open_source, open_sources
 from unclipped.data.text_rich import detector as detecting
-from unclipped.data.text_rich import filtering, training
+from unclipped.data.text_rich import filtering
 from unclipped.data.text_rich.detector import TextDetector, TextRichScorer, builtin_scorer, load_scorer
 from unclipped.data.text_rich.filtering import NO_IMAGE, kept_of, scores_of
 
@@ -35,8 +36,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scene(index: int, *, text: bool) -> Image.Image:
     """A receipt, or the same paper without its strings."""
-    drawn = training.generated_scene("receipts", "test", 500 + index)
-    return (drawn if text else training.without_text(drawn)).paint()
+    drawn = text_detector.generated_scene("receipts", "test", 500 + index)
+    return (drawn if text else text_detector.without_text(drawn)).paint()
 
 
 def folder(path: Path, count: int = 12) -> Path:
@@ -319,9 +320,9 @@ def test_the_weights_say_what_they_were_trained_on_and_how_well_they_do(data_fol
     assert (scorer.slope > 0).all()  # more text, higher score
     assert {"command", "trained_on", "measured"} <= set(told)
     assert scorer.digest == builtin_scorer().digest
-    for name, split, is_rich in training.MEASURED:
+    for name, split, is_rich in text_detector.MEASURED:
         row = told["measured"][f"{name} {split}"]
-        pictures = training.images_of(data_folder / name, split, 40)
+        pictures = text_detector.images_of(data_folder / name, split, 40)
         right = np.mean([(scorer.score(picture) >= 0.5) == is_rich for picture in pictures])
         assert right >= row["accuracy"] - 0.15, (name, right, row)
 
@@ -329,14 +330,14 @@ def test_the_weights_say_what_they_were_trained_on_and_how_well_they_do(data_fol
 def test_training_is_repeatable_and_learns() -> None:
     scenes = []
     for index in range(24):
-        drawn = training.generated_scene("receipts", "train", index)
-        drawn = drawn if index % 2 else training.without_text(drawn)
-        scenes.append((np.asarray(drawn.paint().convert("L")), training.text_map(drawn)))
+        drawn = text_detector.generated_scene("receipts", "train", index)
+        drawn = drawn if index % 2 else text_detector.without_text(drawn)
+        scenes.append((np.asarray(drawn.paint().convert("L")), text_detector.text_map(drawn)))
     photographs = [np.full((64, 64), value, dtype=np.uint8) for value in (40, 200)]
-    one, two = (training.train_detector(scenes, photographs, steps=3) for _ in range(2))
+    one, two = (text_detector.train_detector(scenes, photographs, steps=3) for _ in range(2))
     for name, tensor in one.state_dict().items():
         assert (tensor == two.state_dict()[name]).all(), name
-    pixels, labels = training.training_image(5, scenes, photographs)
+    pixels, labels = text_detector.training_image(5, scenes, photographs)
     assert (pixels.shape, labels.shape, pixels.dtype) == ((128, 128), (32, 32), np.uint8)
     assert set(np.unique(labels)) <= {0.0, 1.0}
 

@@ -127,7 +127,7 @@ OUTSIDE = [
     ("train", "stages", [], "stages"),
     ("train", "kind", ["x"], "'kind'"),
     ("train", "kind", {"a": 1}, "'kind'"),
-    ("train", "model.connector", "mlp(100000)", "at most 64 layers, found 100000"),
+    ("train", "model.connector", "mlp(100000)", "at most 64, found 100000"),
     ("train", "model.connector", f"pixel_shuffle({10**9}x1)", "at most 1,024, found 1000000000x1"),
     ("train", "model.connector", "mlp + " * 10**5, "at most 1000 characters"),
     ("train", "model.connector", "average(2) + " * 50 + "mlp", "more than 16 steps"),

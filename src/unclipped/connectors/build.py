@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unclipped.connectors.config import ConnectorConfig
-from unclipped.connectors.projections import CONNECTORS
-from unclipped.connectors.steps import CONNECTOR_STEPS
 from unclipped.core.errors import UsageError
 from unclipped.encoders.grouping import ImageGrids, grid_rows
 
@@ -31,12 +28,16 @@ class Connector(nn.Module):
         self.config = config
         self.vision_hidden = vision_hidden
         self.text_hidden = text_hidden
-        in_features = config.in_features(vision_hidden)
+        *widths, in_features = config.widths(vision_hidden)
+        self._steps = [step.build(width) for step, width in zip(config.before, widths, strict=True)]
+        learned = [step for step in self._steps if isinstance(step, nn.Module)]
+        if learned:
+            self.steps = nn.ModuleList(learned)
         if config.standardise:
             # Identity until measured; saved with the weights, since the projection means nothing without them.
             self.register_buffer("mean", torch.zeros(in_features))
             self.register_buffer("std", torch.ones(in_features))
-        self.projection = CONNECTORS.get(config.kind)(in_features, text_hidden, config.layers)
+        self.projection = config.projection.build(in_features, text_hidden)
 
     def num_tokens(self, image_grid_thw: ImageGrids) -> Tensor:
         """Tokens of each image, int64 (num_images,), on the CPU."""
@@ -69,8 +70,8 @@ class Connector(nn.Module):
             frames, rows, columns = grid
             block = torch.stack([images[i] for i in indices])  # (n, t*h*w, c)
             block = block.reshape(len(indices) * frames, rows, columns, -1)  # frames are merged one by one
-            for step in self.config.before:
-                block = CONNECTOR_STEPS.get(step.kind)(block, step.size)
+            for step in self._steps:
+                block = step(block)
             block = block.reshape(len(indices), -1, block.shape[-1])  # (n, tokens, in_features)
             for i, image in zip(indices, block, strict=True):
                 merged[i] = image
@@ -108,7 +109,7 @@ class Connector(nn.Module):
         Weights N(0, embedding std / sqrt(inputs)), bias the mean embedding: with inputs of unit variance the first
         visual tokens have the mean and the spread of text tokens.
         """
-        last: Any = self.projection[-1]
+        last = self.config.projection.last_layer(self.projection)
         scale = embeddings.float().std().item() / last.in_features**0.5
         nn.init.normal_(last.weight, std=scale)
         last.bias.copy_(embeddings.float().mean(dim=0))

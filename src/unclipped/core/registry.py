@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -13,9 +15,12 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Objects of one kind by name. Everything registered goes through the contract suite of its kind."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, *, package: str | None = None, attribute: str | None = None) -> None:
+        """package: its modules are imported before the first look, so that a new file in it needs no other change.
+        attribute: of the object, which takes the name."""
+        self.kind, self.package, self.attribute = kind, package, attribute
         self._objects: dict[str, T] = {}
+        self._is_complete = package is None
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that enters an object under `name`. Raises UsageError when the name is taken."""
@@ -23,6 +28,8 @@ class Registry(Generic[T]):
         def enter(item: T) -> T:
             if name in self._objects:
                 raise UsageError(f"{self.kind} '{name}' is registered already; choose another name")
+            if self.attribute is not None:
+                setattr(item, self.attribute, name)
             self._objects[name] = item
             return item
 
@@ -30,14 +37,22 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The object under `name`. Raises UsageError that suggests the nearest valid name."""
-        try:
-            return self._objects[name]
-        except KeyError:
-            raise UsageError(f"unknown {self.kind} '{name}'; {nearest(name, self._objects)}") from None
+        found = self._all().get(name)
+        if found is None:
+            raise UsageError(f"unknown {self.kind} '{name}'; {nearest(name, self._objects)}")
+        return found
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
-        return sorted(self._objects)
+        return sorted(self._all())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._objects
+        return name in self._all()
+
+    def _all(self) -> dict[str, T]:
+        if not self._is_complete and self.package is not None:
+            self._is_complete = True  # first, since a module may look itself
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+        return self._objects

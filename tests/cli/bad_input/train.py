@@ -96,7 +96,9 @@ ROWS: dict[str, Row] = {
     ),
     "threads beyond the range": Row(override("training.threads=1000000000"), 2, ("training.threads", "1 to 4,096")),
     "a kind that is a list": Row(override("kind=[x]"), 2, ("'kind'", "'train'")),
-    "a connector of many layers": Row(override("model={vision: v, text: t, connector: mlp(99999)}"), 2, ("most 64",)),
+    "a connector of many layers": Row(
+        override("model={vision: v, text: t, connector: mlp(99999)}"), 2, ("at most 64",)
+    ),
     "no number of steps": Row(override("stages.all.steps=0"), 2, ("'stages.0.steps'", "greater than 0")),
     "override without value": Row(override("training.seed"), 2, ("training.seed", "key.path=value")),
     "override of a stage that is not there": Row(override("stages.nope.steps=3"), 2, ("'nope'", "all")),

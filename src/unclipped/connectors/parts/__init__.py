@@ -1,0 +1,1 @@
+"""Parts of connectors, a file for each idea; a new file is found by itself."""
