@@ -22,7 +22,7 @@ from unclipped.training.run import train_stages
 TRAINING_SHARE = 0.85
 PROBE_STEPS = 12
 DEFAULT_MINUTES = 8.5
-# The default never takes fewer steps: 755 taught no reading, 1,374 did (benchmarks/RESULTS.md).
+# The default never takes fewer steps: 755 taught no reading, 1,374 did (benchmarks/results/quickstart.md).
 ENOUGH_STEPS = 1300
 
 
