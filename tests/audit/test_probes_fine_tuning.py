@@ -267,7 +267,7 @@ def test_beside_random_weights_and_raw_pixels(make: Callable[[Path], str], tmp_p
     assert [row.arm for row in results.measurements] == ["encoder", "random_weights", "raw_pixels"]
     assert results.of("fine_tuning", "raw_pixels").chosen.startswith("linear probe, last block")
     assert results.of("fine_tuning").development.keys() == {"learning rate 0.001", "learning rate 0.003"}
-    assert results.of("fine_tuning").estimate.low < results.of("fine_tuning").estimate.high
+    assert results.of("fine_tuning").figure.low < results.of("fine_tuning").figure.high
     assert results.differences["fine_tuning"].keys() == {"random_weights", "raw_pixels"}
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert {(row["probe"], row["features"]) for row in rows} == {

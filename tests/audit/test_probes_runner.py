@@ -76,8 +76,8 @@ def test_a_whole_evaluation(vision: str, tmp_path: Path) -> None:
     segmentation = {"train_limit": 6, "test_limit": 4, "steps": 3}
     wanted = config(vision, data, segmentation=segmentation)
     results = evaluate_encoder(wanted, tmp_path / "out", console=quiet())
-    assert results.of("linear").estimate.value == 1.0, "two colours are told apart by any encoder"
-    assert results.of("knn").estimate.count == 12
+    assert results.of("linear").figure.value == 1.0, "two colours are told apart by any encoder"
+    assert results.of("knn").figure.count == 12
     arms = ("encoder", "random_weights", "raw_pixels")
     assert [(row.probe, row.arm) for row in results.measurements] == [
         *((probe, arm) for arm in arms for probe in ("knn", "linear")), *(("segmentation", arm) for arm in arms),
@@ -99,7 +99,7 @@ def test_a_whole_evaluation(vision: str, tmp_path: Path) -> None:
         for arm in arms:
             assert found["probes"][probe][arm]["accuracy"] == pytest.approx(np.mean(right[arm]))
         for arm in arms[1:]:
-            difference = found["probes"][probe]["differences"][arm]["difference"]
+            difference = found["probes"][probe]["differences"][arm]["value"]
             assert difference == pytest.approx(np.mean(right["encoder"]) - np.mean(right[arm]))
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| linear | random weights |" in report
@@ -135,7 +135,7 @@ def test_the_test_split_chooses_nothing(vision: str, tmp_path: Path) -> None:
     )
     for first, second in zip(one.measurements, two.measurements, strict=True):
         assert (first.chosen, first.development) == (second.chosen, second.development)
-        assert first.estimate.value == pytest.approx(1 - second.estimate.value)
+        assert first.figure.value == pytest.approx(1 - second.figure.value)
 
 
 def test_test_images_that_were_trained_on_are_counted(vision: str, tmp_path: Path) -> None:

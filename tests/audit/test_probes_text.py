@@ -83,15 +83,15 @@ def test_what_was_learned_stands_beside_random_weights_and_the_majority(
     pairs = {"source": str(colours), "split": "pairs", "k": [1, 3]}
     given = config(encoder, colours, probes=["knn"], knn={"k": [1]}, raw_size=4, retrieval=pairs)
     results = evaluate_encoder(given, tmp_path, console=Console(quiet=True))
-    assert results.of("zero_shot").estimate.value == 1.0
-    assert results.of("zero_shot", "majority").estimate.value == 0.25
-    assert results.of("zero_shot", "random_weights").estimate.value < 1.0
+    assert results.of("zero_shot").figure.value == 1.0
+    assert results.of("zero_shot", "majority").figure.value == 0.25
+    assert results.of("zero_shot", "random_weights").figure.value < 1.0
     assert results.differences["zero_shot"]["majority"].value == 0.75
-    assert results.of("knn").estimate.count == 8, "other probes are run beside it"
+    assert results.of("knn").figure.count == 8, "other probes are run beside it"
     for way, count in (("image_to_text", 4), ("text_to_image", 8)):
-        row = results.of(f"retrieval_{way}_at_1").estimate
+        row = results.of(f"retrieval_{way}_at_1").figure
         assert (row.value, row.count, row.clusters) == (1.0, count, 4)
-        assert results.of(f"retrieval_{way}_at_3").estimate.value == 1.0
+        assert results.of(f"retrieval_{way}_at_3").figure.value == 1.0
         assert f"retrieval_{way}_at_1" in results.differences
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["data"]["retrieval"] | {"source": ""} == {
@@ -147,7 +147,7 @@ def test_captions_of_several_images_are_counted_and_named(encoder: str, colours:
     given = {"data": None, "zero_shot": None, "retrieval": {"source": str(colours), "k": [1]}}
     assert load_captioned(RetrievalConfig(source=str(colours), k=(1,))).captions_of_several_images == 8
     results = evaluate_encoder(config(encoder, colours, **given), tmp_path, console=Console(quiet=True))
-    assert results.of("retrieval_text_to_image_at_1").estimate.value <= 0.5
+    assert results.of("retrieval_text_to_image_at_1").figure.value <= 0.5
     assert (
         "8 captions for retrieval are, word for word, those of another image too"
         in (tmp_path / "report.md").read_text()

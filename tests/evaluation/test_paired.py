@@ -86,7 +86,7 @@ def test_error_rates_are_ratios_of_sums_and_lower_is_better(tmp_path: Path) -> N
     characters = sum(len(answer) for (answer,) in gold)
     assert result.results["a"].overall.value == pytest.approx(64 / characters)  # one edit an item
     assert result.differences["b"].overall.value == pytest.approx(32 / characters - 64 / characters)
-    assert not result.higher_is_better
+    assert not result.metric.higher_is_better
     assert result.verdict(result.differences["b"].overall) == "better"
 
 

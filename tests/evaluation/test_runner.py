@@ -93,8 +93,8 @@ def test_figures_categories_and_files(data: Path, tmp_path: Path) -> None:
     assert (result.overall.value, result.overall.count, result.overall.clusters) == (0.5, 40, 10)
     assert result.categories["even"].value == 1.0
     assert result.categories["odd"].value == 0.0
-    assert result.category_table()["even"]["count"] == 20
-    assert set(result.category_table()["even"]) == {"accuracy", "low", "high", "count"}
+    assert result.categories["even"].count == 20
+    assert set(result.categories["even"].row()) == {"accuracy", "low", "high", "count"}
     rows = read_predictions(tmp_path / "out")
     assert len(rows) == 40
     assert rows[3].prediction == "none"
@@ -193,7 +193,7 @@ def test_blind_arm_and_paired_difference(data: Path, tmp_path: Path) -> None:
     shown = out.getvalue()
     assert "blind" in shown
     assert "odd" in shown
-    assert "+0.850" in shown
+    assert "+85.0" in shown
     again = rescore(tmp_path / "out", console=QUIET)
     assert again.differences == result.differences
     sides = [predictions_folder(tmp_path / "out", "numbers", blind=blind) for blind in (False, True)]

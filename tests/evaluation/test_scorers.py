@@ -350,7 +350,7 @@ def test_the_first_line_alone_is_scored_when_asked(name: str) -> None:
     answers = GOLDS.get(name, ("cat",))
     text = f"<think>dog</think>\n\n{answers[0]}\nbecause of dogs 3 and 4"
     score = build_scorer(name, {"first_line": True}).score(text, answers, ("dog", answers[0]))
-    assert score.value == (1.0 if SCORERS.get(name).higher_is_better else 0.0)
+    assert score.value == (1.0 if SCORERS.get(name).metric.higher_is_better else 0.0)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_edit_distance_equals_the_recursion(first: str, second: str) -> None:
 def test_contract_identity_is_perfect(name: str) -> None:
     answers = GOLDS.get(name, ("cat",))
     score = build_scorer(name).score(answers[0], answers, ("dog", answers[0]))
-    assert score.value == (1.0 if SCORERS.get(name).higher_is_better else 0.0)
+    assert score.value == (1.0 if SCORERS.get(name).metric.higher_is_better else 0.0)
     assert score.is_parsed
 
 
@@ -458,7 +458,7 @@ def test_contract_scores_are_bounded_and_pure(name: str, prediction: str) -> Non
     score = scorer.score(prediction, answers, ("dog", answers[0]))
     assert score.denominator > 0
     assert score.numerator >= 0
-    if scorer.higher_is_better:
+    if scorer.metric.higher_is_better:
         assert score.value <= 1
     if scorer.is_binary:
         assert score.value in (0.0, 1.0)

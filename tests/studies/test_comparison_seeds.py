@@ -75,7 +75,7 @@ def test_two_seeds_are_two_comparisons_and_one_page(tmp_path: Path) -> None:
     losses = [run["pretraining"]["contrastive"]["loss"] for run in single]
     assert losses[0] != losses[1]
     row = results["probes"]["figure, knn"]["contrastive"]["encoder"]
-    assert row["values"] == [run["probes"]["figure, knn"]["contrastive"]["encoder"]["value"] for run in single]
+    assert row["values"] == [run["probes"]["figure, knn"]["contrastive"]["encoder"]["accuracy"] for run in single]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for part in (
         "in each of 2 seeds",

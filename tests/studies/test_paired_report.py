@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from support.kept_runs import items, keep
+from unclipped.evaluation.figures import ACCURACY, Difference
 from unclipped.evaluation.paired import PairedConfig, PairedResult, compare_runs
 from unclipped.studies.paired_report import limits, print_comparison, readings, write_comparison_of_runs
 from unclipped.studies.plots import difference_plot
@@ -105,9 +106,10 @@ def test_page_is_whole_and_closed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_plot_puts_marks_where_the_differences_are(narrow: bool) -> None:
-    rows = {"first": {"value": 0.1, "low": 0.0, "high": 0.2}, "second": {"value": -0.2, "low": -0.4, "high": 0.0}}
-    one = difference_plot("t", {"x & y": rows}, "points", scale=100.0, narrow=narrow)
-    both = difference_plot("t", {"x": rows, "z": {"second": rows["first"]}}, "points", scale=100.0, narrow=narrow)
+    first, second = ((0.1, 0.0, 0.2), (-0.2, -0.4, 0.0))
+    rows = {name: Difference(*row, 40, 40, ACCURACY) for name, row in {"first": first, "second": second}.items()}
+    one = difference_plot("t", {"x & y": rows}, "points", narrow=narrow)
+    both = difference_plot("t", {"x": rows, "z": {"second": rows["first"]}}, "points", narrow=narrow)
     assert 'aria-label="t: points with intervals, for x &amp; y; the table has the same"' in one
     for text in ("first", "second", "20"):
         assert f">{text}<" in one

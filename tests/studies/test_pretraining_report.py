@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unclipped.cli.app import app
-from unclipped.studies.plots import joined_curve, line_plot
+from unclipped.studies.plots import LinePlot, joined_curve, line_plot
 from unclipped.studies.pretraining_report import write_pretraining_report
-from unclipped.studies.report_data import LinePlot, ReportData
+from unclipped.studies.report import ReportData
 from unclipped.training.config import PhaseConfig, PretrainConfig
 
 TINY: dict[str, Any] = {

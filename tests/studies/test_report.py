@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from unclipped.core.errors import ImageError
+from unclipped.evaluation.figures import ACCURACY, Difference, Figure, metric_called
+from unclipped.studies.page import GalleryItem, clock
 from unclipped.studies.plots import joined_curve, smoothed
 from unclipped.studies.reading import compare_arms, read_figures
-from unclipped.studies.report import render_report, write_report
-from unclipped.studies.report_data import GalleryItem, PartInfo, ReportData, StageInfo, clock
+from unclipped.studies.report import PartInfo, ReportData, StageInfo, render_report, write_report
 
 CATEGORIES = ("read_number", "read_text", "read_kth", "count", "colour", "compare", "locate")
 
 
-def row(value: float, count: int = 400, metric: str = "accuracy") -> dict:
+def row(value: float, count: int = 400, metric: str = "accuracy") -> Figure:
     half = 1.96 * math.sqrt(max(value * (1 - value), 0.0004) / count)
-    return {metric: value, "low": max(0.0, value - half), "high": min(1.0, value + half), "count": count}
+    return Figure(value, max(0.0, value - half), min(1.0, value + half), count, metric_called(metric))
 
 
 def picture(text: str, size: tuple[int, int] = (64, 24)) -> Image.Image:
@@ -73,7 +74,7 @@ def report_data() -> ReportData:
         overall={arm: row(sum(values) / 7, 2800) for arm, values in figures.items()},
         differences={
             "blind": {
-                name: {"value": a - b, "low": a - b - 0.04, "high": a - b + 0.04}
+                name: Difference(a - b, a - b - 0.04, a - b + 0.04, 400, 400, ACCURACY)
                 for name, a, b in zip(CATEGORIES, figures["model"], figures["blind"], strict=True)
             }
         },
@@ -198,7 +199,7 @@ def test_gallery_image_from_a_file_and_an_unreadable_one(tmp_path: Path, report_
 
 
 def test_reading_calls_a_lead_only_what_disjoint_intervals_show(report_data: ReportData) -> None:
-    text = read_figures(report_data)
+    text = read_figures(report_data.arms, {})
     assert "2,800 test questions in 7 categories" in text
     assert "Against blind (trained without images) it is better in" in text
     assert "Against random encoder (trained alike) no category shows a lead" in text
@@ -209,9 +210,7 @@ def test_reading_calls_a_lead_only_what_disjoint_intervals_show(report_data: Rep
         "blind": {"a": row(0.9, 400, "character_error_rate")},
     }
     assert compare_arms(lower["model"], lower["blind"]) == {"above": ["a"], "below": [], "open": []}
-    assert "worse than that arm in a" in read_figures(
-        ReportData(title="", arms={"model": lower["blind"], "blind": lower["model"]})
-    )
+    assert "worse than that arm in a" in read_figures({"model": lower["blind"], "blind": lower["model"]}, {})
 
 
 def test_curves_of_stages_are_joined() -> None:

@@ -14,8 +14,8 @@ from unclipped.core.documents import read_json
 from unclipped.core.errors import DataError
 from unclipped.core.files import write_json, write_text
 from unclipped.encoders.build import LLM_PREFIX
-from unclipped.evaluation.intervals import Difference, Estimate
-from unclipped.evaluation.results import is_figure
+from unclipped.evaluation.figures import Difference, Figure, is_figure
+from unclipped.evaluation.figures import shown as cell
 
 ARM_NAMES = {
     "encoder": "the encoder",
@@ -54,8 +54,7 @@ class Measurement:
 
     probe: str
     arm: str
-    metric: str
-    estimate: Estimate
+    figure: Figure
     chosen: str = ""
     """The setting that was best on the development part."""
     development: dict[str, float] = field(default_factory=dict)
@@ -64,9 +63,9 @@ class Measurement:
     """The figure of each class, where it has one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; the figure stands under the name of its metric."""
+        """JSON form."""
         return {
-            **self.estimate.to_dict(self.metric),
+            **self.figure.to_dict(),
             "chosen": self.chosen,
             "development": self.development,
             "classes": self.parts,
@@ -94,15 +93,11 @@ class EncoderResults:
         """JSON form."""
         probes: dict[str, Any] = {}
         for row in self.measurements:
-            probes.setdefault(row.probe, {"metric": row.metric})[row.arm] = row.to_dict()
+            probes.setdefault(row.probe, {"metric": row.figure.metric.name})[row.arm] = row.to_dict()
         for probe, rows in self.differences.items():
             probes[probe]["differences"] = {
-                arm: {
-                    "difference": row.value, "low": row.low, "high": row.high, "excludes_zero": row.excludes_zero,
-                    "count": row.count,
-                }
-                for arm, row in rows.items()
-            }  # fmt: skip
+                arm: {**row.to_dict(), "excludes_zero": row.excludes_zero} for arm, row in rows.items()
+            }
         return {"encoder": self.encoder, "data": self.data, "probes": probes}
 
 
@@ -117,22 +112,14 @@ def shown(source: str) -> str:
     return f"{prefix}…/{'/'.join(path.parts[1:][-2:])}" if path.is_absolute() else source
 
 
-def _figure(row: Estimate) -> str:
-    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
-
-
-def _difference(row: Difference | None) -> str:
-    return "–" if row is None else f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-
-
 def rows_of(results: EncoderResults) -> list[tuple[str, str, str, str, str]]:
     """(probe and metric, features, figure, encoder minus these, chosen setting) of each measurement, probe by probe."""
     rows = []
     for probe in dict.fromkeys(row.probe for row in results.measurements):
         for row in results.measurements:
             if row.probe == probe:
-                difference = _difference(results.differences.get(probe, {}).get(row.arm))
-                rows.append((probe_name(probe), ARM_NAMES[row.arm], _figure(row.estimate), difference, row.chosen))
+                difference = cell(results.differences.get(probe, {}).get(row.arm))
+                rows.append((probe_name(probe), ARM_NAMES[row.arm], str(row.figure), difference, row.chosen))
     return rows
 
 

@@ -54,7 +54,8 @@ from unclipped.core.files import write_text
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import LLM_PREFIX, load_encoder
-from unclipped.evaluation.intervals import Difference, estimate, paired_difference
+from unclipped.evaluation.figures import ACCURACY, Difference
+from unclipped.evaluation.intervals import estimate, paired_difference
 from unclipped.images.config import ImageRule
 from unclipped.training.device import choose_device
 
@@ -207,7 +208,7 @@ class _Evaluation:
             }
         for probe, arms in right.items():
             self.differences[probe] = {
-                arm: paired_difference(arms["encoder"], other, **self.intervals)
+                arm: paired_difference(arms["encoder"], other, metric=ACCURACY, **self.intervals)
                 for arm, other in arms.items()
                 if arm != "encoder"
             }
@@ -274,8 +275,8 @@ class _Evaluation:
             for number, name in enumerate(data.classes)
             if (labels == number).any()
         }
-        value = estimate(right, is_binary=True, **self.intervals)
-        self.measurements.append(Measurement(probe, arm, "accuracy", value, chosen, development, parts))
+        value = estimate(right, is_binary=True, metric=ACCURACY, **self.intervals)
+        self.measurements.append(Measurement(probe, arm, value, chosen, development, parts))
         return right
 
     def _knn(self, data: LabelledSet, train: Features, test: Features, learn: list[int], choose: list[int]) -> Outcome:
@@ -352,7 +353,7 @@ class _Evaluation:
                 for number, name in enumerate(data.classes)
                 if whole[number] > 0
             }
-            self.measurements.append(Measurement("segmentation", arm, "mean_iou", value, parts=parts))
+            self.measurements.append(Measurement("segmentation", arm, value, parts=parts))
         self.differences["segmentation"] = {
             arm: iou_difference(overlaps["encoder"], rows, **self.intervals)
             for arm, rows in overlaps.items()

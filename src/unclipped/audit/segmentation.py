@@ -20,7 +20,7 @@ from unclipped.audit.config import SegmentationConfig
 from unclipped.audit.linear import batches
 from unclipped.audit.masks import VOID, Mask, SegmentedImage
 from unclipped.core.errors import DataError
-from unclipped.evaluation.intervals import Difference, Estimate
+from unclipped.evaluation.figures import MEAN_IOU, Difference, Figure
 
 
 class LinearSegmenter(nn.Module):
@@ -131,13 +131,13 @@ def _resampled(overlaps: Overlaps, draws: NDArray[np.int64]) -> NDArray[np.float
     return mean_iou(draws @ overlaps.intersection, draws @ overlaps.union)
 
 
-def iou_estimate(overlaps: Overlaps, *, samples: int, confidence: float, seed: int) -> Estimate:
+def iou_estimate(overlaps: Overlaps, *, samples: int, confidence: float, seed: int) -> Figure:
     """The data set's mean intersection over union, with a percentile bootstrap over images."""
     count = len(overlaps.union)
     draws = _resampled(overlaps, _draws(count, samples, seed))
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     value = float(mean_iou(overlaps.intersection.sum(axis=0), overlaps.union.sum(axis=0)))
-    return Estimate(value, float(low), float(high), count, count, "bootstrap")
+    return Figure(value, float(low), float(high), count, MEAN_IOU, count, "bootstrap")
 
 
 def iou_difference(first: Overlaps, second: Overlaps, *, samples: int, confidence: float, seed: int) -> Difference:
@@ -149,4 +149,4 @@ def iou_difference(first: Overlaps, second: Overlaps, *, samples: int, confidenc
     draws = _resampled(first, drawn) - _resampled(second, drawn)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     values = [mean_iou(one.intersection.sum(axis=0), one.union.sum(axis=0)) for one in (first, second)]
-    return Difference(float(values[0] - values[1]), float(low), float(high), count, count)
+    return Difference(float(values[0] - values[1]), float(low), float(high), count, count, MEAN_IOU)

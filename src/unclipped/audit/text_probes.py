@@ -31,7 +31,8 @@ from unclipped.data.config import SourceConfig
 from unclipped.data.pairs import pair_of
 from unclipped.data.sample import ImagePart
 from unclipped.data.sources import expanded, open_source
-from unclipped.evaluation.intervals import Difference, estimate, paired_difference
+from unclipped.evaluation.figures import ACCURACY, RECALL, Difference
+from unclipped.evaluation.intervals import estimate, paired_difference
 from unclipped.images.patches import unpatchify
 from unclipped.objectives.text_side import TEXT_SIDE, TextSide, load_text_side
 from unclipped.training.device import choose_device
@@ -186,15 +187,15 @@ class TextProbes:
                 for number, name in enumerate(data.classes)
                 if (labels == number).any()
             }
-            value = estimate(hits, is_binary=True, **self.intervals)
-            self.measurements.append(Measurement("zero_shot", arm, "accuracy", value, parts=parts))
+            value = estimate(hits, is_binary=True, metric=ACCURACY, **self.intervals)
+            self.measurements.append(Measurement("zero_shot", arm, value, parts=parts))
             self.predictions += [
                 {"probe": "zero_shot", "features": arm, "id": item.id, "label": data.classes[item.label],
                  "predicted": data.classes[int(found)]}
                 for item, found in zip(data.test, predicted[arm], strict=True)
             ]  # fmt: skip
         self.differences["zero_shot"] = {
-            arm: paired_difference(right["encoder"], hits, **self.intervals)
+            arm: paired_difference(right["encoder"], hits, metric=ACCURACY, **self.intervals)
             for arm, hits in right.items()
             if arm != "encoder"
         }
@@ -215,10 +216,12 @@ class TextProbes:
             for k in config.k:
                 probe = f"{RETRIEVAL}{way}_at_{k}"
                 for arm, hits in found.items():
-                    value = estimate(hits[way][k], None, clusters, is_binary=True, **self.intervals)
-                    self.measurements.append(Measurement(probe, arm, "recall", value))
+                    value = estimate(hits[way][k], None, clusters, is_binary=True, metric=RECALL, **self.intervals)
+                    self.measurements.append(Measurement(probe, arm, value))
                 self.differences[probe] = {
-                    arm: paired_difference(found["encoder"][way][k], hits[way][k], None, clusters, **self.intervals)
+                    arm: paired_difference(
+                        found["encoder"][way][k], hits[way][k], None, clusters, metric=RECALL, **self.intervals
+                    )
                     for arm, hits in found.items()
                     if arm != "encoder"
                 }

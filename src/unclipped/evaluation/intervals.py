@@ -7,50 +7,17 @@ Items of one cluster (one image, one receipt) are drawn together, because they a
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unclipped.core.errors import DataError
+from unclipped.evaluation.figures import VALUE, Difference, Figure, Metric
 
 _RESAMPLED_AT_ONCE = 4_000_000  # indices held in memory together, 32 MB
 FEW_CLUSTERS = 30
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its interval. `count` items in `clusters` groups drawn together."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-    clusters: int
-    method: Literal["bootstrap", "wilson"]
-
-    def to_dict(self, metric: str) -> dict[str, Any]:
-        """JSON form; the figure stands under the name of its metric."""
-        row = asdict(self)
-        return {metric: row.pop("value"), **row}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """First minus second on the same items, with the interval of the paired difference."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-    clusters: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0.0 or self.high < 0.0
 
 
 def _sums(values: ArrayLike, weights: ArrayLike | None, clusters: Sequence[Hashable] | None) -> NDArray[np.float64]:
@@ -101,7 +68,8 @@ def bootstrap(
     samples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Estimate:
+    metric: Metric = VALUE,
+) -> Figure:
     """Percentile bootstrap of sum(values) / sum(weights), whole clusters drawn with replacement.
 
     values: (items,) numerators; weights: (items,) denominators, 1 when None; clusters: one label an item, None when
@@ -111,7 +79,7 @@ def bootstrap(
     totals = _resampled_sums(sums, samples, seed)
     low, high = _percentiles(totals[:, 0] / totals[:, 1], confidence)
     value = float(sums[:, 0].sum() / sums[:, 1].sum())
-    return Estimate(value, low, high, len(np.asarray(values)), len(sums), "bootstrap")
+    return Figure(value, low, high, len(np.asarray(values)), metric, len(sums), "bootstrap")
 
 
 def wilson(successes: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -137,7 +105,8 @@ def estimate(
     samples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Estimate:
+    metric: Metric = VALUE,
+) -> Figure:
     """A figure with the interval asked for (see `EvaluationConfig.interval`).
 
     Wilson's interval counts clusters, not items: items of one cluster say one thing. Raises DataError when Wilson is
@@ -151,8 +120,8 @@ def estimate(
     if interval == "wilson" or (interval == "auto" and is_binary and degenerate):
         share = float(sums[:, 0].sum() / sums[:, 1].sum())
         low, high = wilson(share * len(sums), len(sums), confidence)
-        return Estimate(share, low, high, len(numerators), len(sums), "wilson")
-    return bootstrap(values, weights, clusters, samples=samples, confidence=confidence, seed=seed)
+        return Figure(share, low, high, len(numerators), metric, len(sums), "wilson")
+    return bootstrap(values, weights, clusters, samples=samples, confidence=confidence, seed=seed, metric=metric)
 
 
 def paired_difference(
@@ -165,6 +134,7 @@ def paired_difference(
     samples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    metric: Metric = VALUE,
 ) -> Difference:
     """First minus second figure on the same items in the same order, the same clusters drawn for both.
 
@@ -177,4 +147,4 @@ def paired_difference(
     totals = _resampled_sums(np.concatenate([one, two], axis=1), samples, seed)
     low, high = _percentiles(totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3], confidence)
     value = float(one[:, 0].sum() / one[:, 1].sum() - two[:, 0].sum() / two[:, 1].sum())
-    return Difference(value, low, high, len(np.asarray(first)), len(one))
+    return Difference(value, low, high, len(np.asarray(first)), len(one), metric)

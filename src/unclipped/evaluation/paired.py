@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from unclipped.core.config import FrozenConfig
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.core.progress import counting
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
-from unclipped.evaluation.intervals import FEW_CLUSTERS, Difference
+from unclipped.evaluation.figures import Difference, Metric
+from unclipped.evaluation.intervals import FEW_CLUSTERS
 from unclipped.evaluation.kept import KeptTask, read_task, task_folders
 from unclipped.evaluation.predictions import Prediction
 from unclipped.evaluation.results import Comparison, TaskResult, compare, summarise
@@ -54,14 +55,9 @@ class TaskComparison:
     """What differs between the runs beside the model."""
 
     @property
-    def metric(self) -> str:
-        """Name of the figure."""
-        return next(iter(self.results.values())).metric
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Direction of the figure."""
-        return next(iter(self.results.values())).higher_is_better
+    def metric(self) -> Metric:
+        """What the figures measure."""
+        return next(iter(self.results.values())).overall.metric
 
     def verdict(self, difference: Difference) -> Verdict:
         """What the paired interval shows; of few clusters it shows nothing, since a bootstrap of them is too narrow."""
@@ -69,7 +65,7 @@ class TaskComparison:
             return "too few"
         if not difference.excludes_zero:
             return "not shown"
-        return "better" if (difference.value > 0.0) == self.higher_is_better else "worse"
+        return "better" if (difference.value > 0.0) == self.metric.higher_is_better else "worse"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: {"runs": {run: figures}, "differences": {run: {"overall", "categories"}}, …}."""
@@ -89,7 +85,7 @@ class TaskComparison:
 
     def _with_verdicts(self, comparison: Comparison) -> dict[str, Any]:
         def row(difference: Difference) -> dict[str, Any]:
-            return {**asdict(difference), "verdict": self.verdict(difference)}
+            return {**difference.to_dict(), "verdict": self.verdict(difference)}
 
         categories = {name: row(difference) for name, difference in comparison.categories.items()}
         return {"overall": row(comparison.overall), "categories": categories}

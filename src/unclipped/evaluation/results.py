@@ -10,9 +10,10 @@ from typing import Any
 from unclipped.core.documents import read_json
 from unclipped.core.errors import DataError
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
-from unclipped.evaluation.intervals import Difference, Estimate, estimate, paired_difference
+from unclipped.evaluation.figures import Difference, Figure, is_figure
+from unclipped.evaluation.intervals import estimate, paired_difference
 from unclipped.evaluation.predictions import Prediction
-from unclipped.evaluation.scorers import SCORERS, Score, Scorer, build_scorer
+from unclipped.evaluation.scorers import Score, Scorer, build_scorer
 
 UNCATEGORISED = "all"
 """Category of items that have none."""
@@ -22,14 +23,14 @@ UNCATEGORISED = "all"
 class Breakdown:
     """A figure over some items, and over each category of them (categories in order of their names)."""
 
-    overall: Estimate
-    categories: dict[str, Estimate]
+    overall: Figure
+    categories: dict[str, Figure]
 
-    def to_dict(self, metric: str) -> dict[str, Any]:
-        """JSON form; each figure stands under the name of its metric."""
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
         return {
-            "overall": self.overall.to_dict(metric),
-            "categories": {name: row.to_dict(metric) for name, row in self.categories.items()},
+            "overall": self.overall.to_dict(),
+            "categories": {name: row.to_dict() for name, row in self.categories.items()},
         }
 
 
@@ -39,11 +40,9 @@ class TaskResult:
 
     task: str
     scorer: str
-    metric: str
-    higher_is_better: bool
     images: str
-    overall: Estimate
-    categories: dict[str, Estimate]
+    overall: Figure
+    categories: dict[str, Figure]
     groups: dict[str, Breakdown] = field(default_factory=dict)
     extra: dict[str, Breakdown] = field(default_factory=dict)
     num_unparsed: int = 0
@@ -58,12 +57,15 @@ class TaskResult:
         """Share of the answers that could not be read; they count as wrong."""
         return self.num_unparsed / self.overall.count
 
-    def category_table(self) -> dict[str, dict[str, Any]]:
-        """{category: {metric, low, high, count}}: the rows that results files and plots take."""
-        return {
-            name: {self.metric: row.value, "low": row.low, "high": row.high, "count": row.count}
-            for name, row in self.categories.items()
-        }
+    @property
+    def metric(self) -> str:
+        """Name of the figure."""
+        return self.overall.metric.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the figure."""
+        return self.overall.metric.higher_is_better
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -73,9 +75,9 @@ class TaskResult:
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
             "images": self.images,
-            **Breakdown(self.overall, self.categories).to_dict(self.metric),
-            "groups": {name: part.to_dict(self.metric) for name, part in self.groups.items()},
-            "extra": {name: part.to_dict(SCORERS.get(name).metric) for name, part in self.extra.items()},
+            **Breakdown(self.overall, self.categories).to_dict(),
+            "groups": {name: part.to_dict() for name, part in self.groups.items()},
+            "extra": {name: part.to_dict() for name, part in self.extra.items()},
             "num_unparsed": self.num_unparsed,
             "unparsed_share": self.unparsed_share,
             "num_unanswered": self.num_unanswered,
@@ -92,7 +94,7 @@ def score_prediction(scorer: Scorer, prediction: Prediction, task: str) -> Score
         raise DataError(f"task {task}, item {prediction.id}: {error}") from None
 
 
-def _estimate(scorer: Scorer, pairs: Sequence[tuple[Prediction, Score]], config: EvaluationConfig) -> Estimate:
+def _estimate(scorer: Scorer, pairs: Sequence[tuple[Prediction, Score]], config: EvaluationConfig) -> Figure:
     return estimate(
         [score.numerator for _, score in pairs],
         [score.denominator for _, score in pairs],
@@ -102,6 +104,7 @@ def _estimate(scorer: Scorer, pairs: Sequence[tuple[Prediction, Score]], config:
         samples=config.bootstrap_samples,
         confidence=config.confidence,
         seed=config.seed,
+        metric=scorer.metric,
     )
 
 
@@ -155,8 +158,6 @@ def summarise(
     return TaskResult(
         task=task.name,
         scorer=task.scorer,
-        metric=scorer.metric,
-        higher_is_better=scorer.higher_is_better,
         images=images,
         overall=whole.overall,
         categories=whole.categories,
@@ -197,20 +198,19 @@ def _is_breakdown(value: Any, metric: str) -> bool:
     return all(is_figure(row, metric) for row in (value.get("overall"), *value["categories"].values()))
 
 
-def is_figure(value: Any, metric: str) -> bool:
-    """Whether a value has a figure under the name of its metric, with interval and count."""
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), int | float) and not isinstance(value[name], bool)
-        for name in (metric, "low", "high", "count")
-    )
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Paired differences between two prediction sets: over all items, and over each category."""
 
     overall: Difference
     categories: dict[str, Difference]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "overall": self.overall.to_dict(),
+            "categories": {name: row.to_dict() for name, row in self.categories.items()},
+        }
 
 
 def compare(
@@ -238,6 +238,7 @@ def compare(
             samples=config.bootstrap_samples,
             confidence=config.confidence,
             seed=config.seed,
+            metric=scorer.metric,
         )
 
     return Comparison(difference(pairs), {name: difference(part) for name, part in _split(pairs, _category).items()})

@@ -41,7 +41,7 @@ class EvaluationResult:
         arms: dict[str, Any] = {"model": {name: result.to_dict() for name, result in self.model.items()}}
         if self.blind:
             arms["blind"] = {name: result.to_dict() for name, result in self.blind.items()}
-            arms["differences"] = {"blind": {name: asdict(row) for name, row in self.differences.items()}}
+            arms["differences"] = {"blind": {name: row.to_dict() for name, row in self.differences.items()}}
         return arms
 
 

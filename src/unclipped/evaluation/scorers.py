@@ -18,6 +18,7 @@ from unclipped.core.config import FrozenConfig, Number, Share, complaint
 from unclipped.core.errors import DataError, UsageError, nearest
 from unclipped.core.registry import Registry
 from unclipped.evaluation.choices import read_choice
+from unclipped.evaluation.figures import ACCURACY, ANLS, CHARACTER_ERROR_RATE, Metric
 from unclipped.evaluation.text import (
     edit_distance,
     find_number,
@@ -52,8 +53,7 @@ class Scorer(FrozenConfig, ABC):
     that was cut off in it, is an empty answer, and not parsed.
     """
 
-    metric: ClassVar[str] = "accuracy"
-    higher_is_better: ClassVar[bool] = True
+    metric: ClassVar[Metric] = ACCURACY
     is_binary: ClassVar[bool] = True
     """Whether every item scores 0 or 1 (what Wilson intervals need)."""
 
@@ -158,7 +158,7 @@ class AverageNormalisedLevenshteinSimilarity(Scorer):
     Both sides are stripped, white space collapsed and case-folded first, and their normalised lengths count.
     """
 
-    metric: ClassVar[str] = "anls"
+    metric: ClassVar[Metric] = ANLS
     is_binary: ClassVar[bool] = False
 
     threshold: Annotated[Share, Field(gt=0)] = 0.5
@@ -186,8 +186,7 @@ class CharacterErrorRate(Scorer):
     White space is stripped and collapsed on both sides. Of several gold answers the one with the lowest rate counts.
     """
 
-    metric: ClassVar[str] = "character_error_rate"
-    higher_is_better: ClassVar[bool] = False
+    metric: ClassVar[Metric] = CHARACTER_ERROR_RATE
     is_binary: ClassVar[bool] = False
 
     case_sensitive: bool = True

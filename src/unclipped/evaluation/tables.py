@@ -5,35 +5,27 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from unclipped.evaluation.intervals import Difference, Estimate
+from unclipped.evaluation.figures import Difference, Figure, shown
 from unclipped.evaluation.results import UNCATEGORISED, Comparison, TaskResult
-
-
-def _figure(row: Estimate | None) -> str:
-    return "–" if row is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
-
-
-def _difference(row: Difference | None) -> str:
-    return "–" if row is None else f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
 
 
 def result_table(result: TaskResult, blind: TaskResult | None = None, comparison: Comparison | None = None) -> Table:
     """One line a category, then groups and the whole, each with its interval."""
-    direction = "higher is better" if result.higher_is_better else "lower is better"
-    title = f"{result.task}: {result.scorer}, {direction}"
+    metric = result.overall.metric
+    title = f"{result.task}: {result.scorer}, {metric.direction}"
     if result.images != "kept":
         title += f", images {result.images}"
     table = Table(title=title, title_justify="left")
     table.add_column("category", overflow="fold")
     table.add_column("items", justify="right")
-    table.add_column(result.metric.replace("_", " "), justify="right", no_wrap=True)
+    table.add_column(metric.title, justify="right", no_wrap=True)
     if blind is not None:
         table.add_column("blind", justify="right", no_wrap=True)
-        table.add_column("difference", justify="right", no_wrap=True)
+        table.add_column(f"difference{metric.points and ' (points)'}", justify="right", no_wrap=True)
 
-    def line(name: str, row: Estimate, without: Estimate | None, difference: Difference | None) -> None:
-        extra = () if blind is None else (_figure(without), _difference(difference))
-        table.add_row(name, f"{row.count:,}", _figure(row), *extra)
+    def line(name: str, row: Figure, without: Figure | None, difference: Difference | None) -> None:
+        extra = () if blind is None else (shown(without), shown(difference))
+        table.add_row(name, f"{row.count:,}", str(row), *extra)
 
     categories = {} if set(result.categories) == {UNCATEGORISED} else result.categories
     for name, row in categories.items():
@@ -56,7 +48,7 @@ def print_result(
     """Print the table of a task, and what the table does not say: other scorers, answers that could not be read."""
     console.print(result_table(result, blind, comparison))
     for name, part in result.extra.items():
-        console.print(f"{name}: {_figure(part.overall)}", markup=False)
+        console.print(f"{name}: {part.overall}", markup=False)
     if result.num_unparsed:
         console.print(
             f"{result.num_unparsed:,} of {result.overall.count:,} answers could not be read and count as wrong "

@@ -12,11 +12,13 @@ from unclipped.audit.results import RESULTS_FILE, read_probes
 from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_json
 from unclipped.data.inputs import check_inputs
+from unclipped.evaluation.figures import read_figure
 from unclipped.evaluation.runner import compare_folders, predictions_folder
 from unclipped.studies.arms import run_side_by_side
 from unclipped.studies.comparison_config import BLIND, LLM_INIT, RANDOM, ComparisonConfig
-from unclipped.studies.experiment import Arm, blind, is_done, open_inputs, random_encoder, run_arm
-from unclipped.studies.summary import results_of, task_rows
+from unclipped.studies.config import Arm
+from unclipped.studies.experiment import blind, is_done, open_inputs, random_encoder, run_arm
+from unclipped.studies.summary import figures_of, rows_of, task_figures
 from unclipped.training.progress import read_metrics
 from unclipped.training.record import finished_record, read_record, verify_model
 
@@ -214,25 +216,21 @@ def _results(config: ComparisonConfig, folders: _Folders, arms: list[Arm]) -> di
         for arm in config.arms:
             for kind, rows in read_probes(folders.probe(arm, probe)).items():
                 metric = rows["metric"]
-                measured = {key: row for key, row in rows.items() if isinstance(row, dict) and metric in row}
+                figures = [key for key, row in rows.items() if isinstance(row, dict) and metric in row]
                 probes.setdefault(f"{probe}, {kind}", {})[arm] = {
                     "metric": metric,
-                    **{key: _figure(row, metric) for key, row in measured.items()},
+                    **{key: read_figure(rows[key], metric).row() for key in figures},
                     "minus_random": rows["differences"].get("random_weights"),
                 }
     by_name = {arm.name: arm for arm in arms}
     return {
         "pretraining": pretraining,
         "probes": probes,
-        "vlm": results_of(arms),
-        "vlm_overall": task_rows(arms),
+        "vlm": rows_of(figures_of(arms)),
+        "vlm_overall": rows_of(task_figures(arms)),
         "vlm_minus_random": _differences(arms, by_name.get(RANDOM)),
         "vlm_minus_blind": _differences(arms, by_name.get(BLIND)),
     }
-
-
-def _figure(row: dict[str, Any], metric: str) -> dict[str, Any]:
-    return {"value": row[metric], "low": row["low"], "high": row["high"], "count": row["count"]}
 
 
 def _differences(arms: list[Arm], control: Arm | None) -> dict[str, Any]:
@@ -244,11 +242,11 @@ def _differences(arms: list[Arm], control: Arm | None) -> dict[str, Any]:
         if arm.name == control.name:
             continue
         for task in control.config.evaluation.tasks:
-            row = compare_folders(
+            compared = compare_folders(
                 predictions_folder(arm.folder / "evaluation", task.name),
                 predictions_folder(control.folder / "evaluation", task.name),
                 task,
                 control.config.evaluation,
-            ).overall
-            found.setdefault(arm.name, {})[task.name] = {"value": row.value, "low": row.low, "high": row.high}
+            )
+            found.setdefault(arm.name, {})[task.name] = compared.overall.to_dict()
     return found

@@ -6,92 +6,114 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unclipped.core.files import write_text
+from unclipped.evaluation.figures import Difference, Figure, Metric
 from unclipped.studies.environment import environment
-from unclipped.studies.plots import forest_plot
-from unclipped.studies.report import environment_rows, page_environment
-from unclipped.studies.report_data import NOT_METRICS
+from unclipped.studies.page import Cell, Links, Part, Points, Section, Table, Text, clock, write_page
+from unclipped.studies.plots import both, forest_plot
 
 _DECLARED = {"self_supervised": "images alone", "contrastive": "compared with text", "sigmoid": "compared with text",
              "captioning": "captions"}  # fmt: skip
+_CONTROLS = {"vlm_minus_random": "random encoder", "vlm_minus_blind": "blind"}
 
 
 def write_comparison_report(
     path: Path, results: Mapping[str, Any], *, title: str, description: str = "", recipe_text: str = ""
 ) -> Path:
     """Write the page about `comparison.json`'s contents and return its path. Raises UnclippedError when it cannot."""
-    pages = page_environment()
-    pages.filters["interval"] = lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    pages.filters["difference"] = _difference
-    figures = [*_probe_figures(results["probes"]), *_vlm_figures(results)]
-    text = pages.get_template("comparison.html.j2").render(
-        title=title,
-        description=description,
-        findings=findings(results),
-        limits=limits(results),
-        pretraining=results["pretraining"],
-        declared=_DECLARED,
-        seeds=results.get("seeds", []),
-        figures=[
-            figure
-            | {
-                "wide": forest_plot(figure["title"], figure["rows"], narrow=False),
-                "narrow": forest_plot(figure["title"], figure["rows"], narrow=True),
-            }
-            for figure in figures
-        ],
-        environment=environment_rows(environment()),
-        recipe=recipe_text,
-    )
-    write_text(path, text)
-    return path
+    seeds = results.get("seeds", [])
+    intro: list[Part] = []
+    if found := findings(results):
+        each = f", in each of {len(seeds)} seeds" if seeds else ""
+        intro += [Text(f"By paired 95 % intervals on the same items{each}:"), Points(found)]
+    intro.append(Text(limits(results)))
+    sections = [_pretraining(results["pretraining"], seeds), *_probe_sections(results), *_vlm_sections(results)]
+    more: dict[str, Any] = {"environment": environment(), "recipe": recipe_text}
+    return write_page(path, title, description, sections, intro=intro, **more)
 
 
-def _difference(row: Mapping[str, Any]) -> str:
-    value, low, high = (f"{row[key]:+.3f}".replace("-", "−") for key in ("value", "low", "high"))
+def _pretraining(rows: Mapping[str, Any], seeds: list[int]) -> Section:
+    """What each arm learnt from, how long it took, its losses and ranks."""
+    head = ["arm", "learnt from", "samples seen", "time", "samples a second", "loss, first → last",
+            "rank of features, first → last"]  # fmt: skip
+    cells: list[list[Cell]] = []
+    for arm, row in rows.items():
+        own = [(str(seed), report) for seed, report in row["reports"].items()] if seeds else [(arm, row["report"])]
+        cells.append(
+            [
+                Links(f"{arm}, seed " if seeds else "", own),
+                str(_DECLARED.get(row["declared"], row["declared"])),
+                f"{row['samples']:,}",
+                clock(row["seconds"]),
+                f"{row['samples_per_second']:.0f}",
+                "{:.3f} → {:.3f}".format(*row["loss"]),
+                "{:.1f} → {:.1f}".format(*row["rank"]) if row["rank"] else "–",
+            ]
+        )
+    parts: list[Part] = [Table(head, cells, text_columns=2)]
+    if seeds:
+        whole = [[Links("", [(f"seed {seed}", f"seed-{seed}/report.html") for seed in seeds])]]
+        text = f"Losses and ranks are those of seed {seeds[0]}, times the sum of all."
+        parts += [Text(text), Table(["whole comparisons"], whole)]
+    warnings = [f"{arm}: {warning}" for arm, row in rows.items() for warning in row["warnings"]]
+    return Section("Pretraining", [*parts, *([Points(warnings, is_warning=True)] if warnings else [])])
+
+
+def _section(
+    title: str, rows: Mapping[str, Any], differences: Mapping[str, Mapping[str, Any]], *, seeds: bool
+) -> Section:
+    """The arms' figures as a plot and a table, with each arm's difference from each control."""
+    figures = {arm: Figure.read(row) for arm, row in rows.items()}
+    metric = next(iter(figures.values())).metric
+    head = ["arm", "items", "mean [lowest, highest seed]" if seeds else "figure [95 %]"]
+    head += [f"minus {name}, paired{metric.points and ' (points)'}" for name in differences]
+    cells = [
+        [
+            arm.replace("_", " "),
+            f"{row.count:,}",
+            str(row),
+            *(_difference(found.get(arm), metric) for found in differences.values()),
+        ]
+        for arm, row in figures.items()
+    ]
+    return Section(title, [both(forest_plot, title, figures), Table(head, cells)])
+
+
+def _difference(row: Mapping[str, Any] | None, metric: Metric) -> str:
+    if row is None:
+        return "–"
     above = f", above in {row['above']} of {row['of']}" if "above" in row else ""
-    return f"{value} [{low}, {high}]{above}"
+    return f"{Difference.read(row, metric)}{above}"
 
 
-def _probe_figures(probes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each probe one figure: the arms, then random weights and raw pixels of the first arm's evaluation."""
-    figures = []
-    for probe, arms in probes.items():
-        rows = {arm: found["encoder"] for arm, found in arms.items()}
+def _probe_sections(results: Mapping[str, Any]) -> list[Section]:
+    """For each probe: the arms, then random weights and raw pixels of the first arm's evaluation."""
+    sections = []
+    for probe, arms in results["probes"].items():
         first = next(iter(arms.values()))
-        for other in ("random_weights", "raw_pixels"):
-            if other in first:
-                rows[other] = first[other]
-        differences: dict[str, Any] = {}
-        for arm, found in arms.items():
-            if (row := found["minus_random"]) is not None:
-                differences[arm] = row | {"value": row["difference"]}
+        rows = {arm: found["encoder"] for arm, found in arms.items()}
+        rows |= {other: first[other] for other in ("random_weights", "raw_pixels") if other in first}
+        differences = {arm: found["minus_random"] for arm, found in arms.items()}
         title = f"Frozen features: {probe} ({first['metric'].replace('_', ' ')})"
-        figures.append({"title": title, "rows": rows, "differences": {"random weights": differences}})
-    return figures
+        sections.append(_section(title, rows, {"random weights": differences}, seeds="seeds" in results))
+    return sections
 
 
-def _vlm_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _vlm_sections(results: Mapping[str, Any]) -> list[Section]:
     """The trained models: each task over all its questions, then each category."""
-    figures = []
+    sections = []
     for task, rows in results["vlm_overall"].items():
         differences = {
-            name: {arm: tasks[task] for arm, tasks in results[key].items() if task in tasks}
-            for name, key in (("random encoder", "vlm_minus_random"), ("blind", "vlm_minus_blind"))
+            name: {arm: tasks.get(task) for arm, tasks in results[key].items()}
+            for key, name in _CONTROLS.items()
             if results[key]
         }
-        plain = {arm: _plain(row) for arm, row in rows.items()}
-        figures.append({"title": f"Trained models: {task}, all questions", "rows": plain, "differences": differences})
+        title = f"Trained models: {task}, all questions"
+        sections.append(_section(title, rows, differences, seeds="seeds" in results))
     categories = list(dict.fromkeys(name for rows in results["vlm"].values() for name in rows))
     for category in categories if len(categories) > 1 else ():
-        rows = {arm: _plain(found[category]) for arm, found in results["vlm"].items() if category in found}
-        figures.append({"title": f"Trained models: {category}", "rows": rows, "differences": {}})
-    return figures
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    metric = next(name for name in row if name not in NOT_METRICS)
-    return {"value": row[metric], "low": row["low"], "high": row["high"], "count": row["count"]}
+        rows = {arm: found[category] for arm, found in results["vlm"].items() if category in found}
+        sections.append(_section(f"Trained models: {category}", rows, {}, seeds="seeds" in results))
+    return sections
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from unclipped.core.files import write_json
+from unclipped.evaluation.figures import Figure
 from unclipped.studies.comparison import RESULTS, run_comparison
 from unclipped.studies.comparison_config import ComparisonConfig
-from unclipped.studies.report_data import NOT_METRICS
 
 
 def run_seeds(
@@ -76,7 +76,7 @@ def over_seeds(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         },
         **{
             key: {
-                arm: {task: _difference([run[key][arm][task] for run in runs], "value") for task in tasks}
+                arm: {task: _difference([run[key][arm][task] for run in runs]) for task in tasks}
                 for arm, tasks in first[key].items()
             }
             for key in ("vlm_minus_random", "vlm_minus_blind")
@@ -99,20 +99,20 @@ def _probe(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "metric": rows[0]["metric"],
         **{name: _figure([row[name] for row in rows]) for name in compared},
-        "minus_random": _difference([row["minus_random"] for row in rows], "difference"),
+        "minus_random": _difference([row["minus_random"] for row in rows]),
     }
 
 
 def _figure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    name = next(name for name in rows[0] if name not in NOT_METRICS)
+    name = Figure.read(rows[0]).metric.name
     return _spread(rows, name) | {"count": rows[0]["count"]}
 
 
-def _difference(rows: Sequence[Mapping[str, Any] | None], name: str) -> dict[str, Any] | None:
+def _difference(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     there = [row for row in rows if row is not None]
     if not there:
         return None
-    return _spread(there, name) | {"above": sum(row["low"] > 0 for row in there), "of": len(there)}
+    return _spread(there, "value") | {"above": sum(row["low"] > 0 for row in there), "of": len(there)}
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -66,3 +68,12 @@ class ExperimentConfig(FrozenConfig):
                     "set blind_image: blank"
                 )
         return self
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained and evaluated variant: the model itself, or a baseline."""
+
+    name: str
+    config: ExperimentConfig
+    folder: Path

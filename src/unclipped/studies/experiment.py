@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,11 @@ from unclipped.data.statistics import pixel_statistics
 from unclipped.evaluation.questions import open_task
 from unclipped.evaluation.runner import compare_folders, evaluate_model, predictions_folder
 from unclipped.studies.arms import run_side_by_side
-from unclipped.studies.config import ExperimentConfig
+from unclipped.studies.config import Arm, ExperimentConfig
+from unclipped.studies.summary import figures_of, rows_of, write_experiment_report
 from unclipped.training.record import check_record
 
 ARM_FILE = "arm.json"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One trained and evaluated variant: the model itself, or a baseline."""
-
-    name: str
-    config: ExperimentConfig
-    folder: Path
 
 
 def arms_of(config: ExperimentConfig, output: Path) -> list[Arm]:
@@ -77,7 +68,6 @@ def run_experiment(
     An arm that is finished already is taken as it is when `resume` is set. Raises what assembly, training and
     evaluation raise.
     """
-    from unclipped.studies.summary import results_of, write_experiment_report
     from unclipped.training.device import world
 
     rank, _ = world()
@@ -98,18 +88,17 @@ def run_experiment(
         records[arm.name] = run_arm(arm, resume=resume, is_first=rank == 0)
     if rank != 0:  # one process evaluates and writes; the others only trained
         return {}
-    results = results_of(arms)
+    results = rows_of(figures_of(arms))
     write_json(output / "results.json", results)
     differences = _differences(arms)
     write_json(
         output / "differences.json",
-        {arm: {task: asdict(found) for task, found in tasks.items()} for arm, tasks in differences.items()},
+        {arm: {task: found.to_dict() for task, found in tasks.items()} for arm, tasks in differences.items()},
     )
     write_experiment_report(
         config,
         arms,
         records,
-        results,
         differences=differences,
         title=title,
         recipe_text=recipe_text,

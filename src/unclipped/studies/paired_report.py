@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as Printed
 
-from unclipped.evaluation.intervals import FEW_CLUSTERS, Difference, Estimate
+from unclipped.evaluation.figures import Difference, Figure
+from unclipped.evaluation.intervals import FEW_CLUSTERS
 from unclipped.evaluation.paired import PairedResult, TaskComparison
 from unclipped.evaluation.results import UNCATEGORISED
-from unclipped.studies.plots import difference_plot
-from unclipped.studies.prefill_plots import both
-from unclipped.studies.report import write_sections
-from unclipped.studies.report_data import PERCENT_METRICS, formatted, formatted_difference
+from unclipped.studies.page import Cell, Section, Table, Text, write_page
+from unclipped.studies.plots import both, difference_plot
+from unclipped.studies.reading import listed
 
 OVERALL = "overall"
 
@@ -32,13 +31,13 @@ def print_comparison(console: Console, result: PairedResult) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def comparison_table(name: str, task: TaskComparison, reference: str) -> Table:
+def comparison_table(name: str, task: TaskComparison, reference: str) -> Printed:
     """Scores of all runs and paired differences from the reference, categories first."""
-    table = Table(title=escape(_title(name, task)), title_justify="left")
+    table = Printed(title=escape(_title(name, task)), title_justify="left")
     table.add_column("category", overflow="fold")
     table.add_column("items", justify="right")
     table.add_column("run", overflow="fold")
-    table.add_column(f"{task.metric.replace('_', ' ')} {_coverage(task)}", justify="right", no_wrap=True)
+    table.add_column(f"{task.metric.title} {_coverage(task)}", justify="right", no_wrap=True)
     table.add_column(f"minus {escape(reference)}{_unit(task)} {_coverage(task)}", justify="right", no_wrap=True)
     table.add_column("shown", no_wrap=True)
     for category, scores, differences in _rows(task):
@@ -46,12 +45,12 @@ def comparison_table(name: str, task: TaskComparison, reference: str) -> Table:
         for place, (run, score) in enumerate(scores.items()):
             head = (escape(category), f"{score.count:,}") if place == 0 else ("", "")
             row = differences.get(run)
-            shown = ("reference", "") if row is None else (_difference(task, row), task.verdict(row))
-            table.add_row(*head, escape(run), _score(task, score), *shown)
+            shown = ("reference", "") if row is None else (str(row), task.verdict(row))
+            table.add_row(*head, escape(run), str(score), *shown)
     return table
 
 
-def _rows(task: TaskComparison) -> Iterator[tuple[str, dict[str, Estimate], dict[str, Difference]]]:
+def _rows(task: TaskComparison) -> Iterator[tuple[str, dict[str, Figure], dict[str, Difference]]]:
     """(category, score of each run, difference of each other run), the whole last; no categories where there is one."""
     first = next(iter(task.results.values()))
     for category in first.categories if set(first.categories) != {UNCATEGORISED} else ():
@@ -71,12 +70,12 @@ def remarks(task: TaskComparison) -> list[str]:
     """What a table does not say: items left out, answers that could not be read, settings that differ."""
     lines = []
     if task.left_out:
-        listed = ", ".join(f"{count:,} of {run}" for run, count in task.left_out.items())
-        lines.append(f"items that not all runs have were left out: {listed}")
+        counts = ", ".join(f"{count:,} of {run}" for run, count in task.left_out.items())
+        lines.append(f"items that not all runs have were left out: {counts}")
     unread = {run: result.num_unparsed for run, result in task.results.items() if result.num_unparsed}
     if unread:
-        listed = ", ".join(f"{count:,} of {run}" for run, count in unread.items())
-        lines.append(f"answers that could not be read count as wrong: {listed}")
+        counts = ", ".join(f"{count:,} of {run}" for run, count in unread.items())
+        lines.append(f"answers that could not be read count as wrong: {counts}")
     return [*lines, *task.notes]
 
 
@@ -85,13 +84,13 @@ def readings(task: TaskComparison) -> list[str]:
     lines = []
     for run, found in task.differences.items():
         row, shown = found.overall, task.verdict(found.overall)
-        told = f"{_difference(task, row)}{_points(task)}"
+        size = f"{row}{task.metric.points and f' {task.metric.points}'}"
         if shown in ("better", "worse"):
-            lines.append(f"{run} is {shown}: {told}.")
+            lines.append(f"{run} is {shown}: {size}.")
         elif shown == "not shown":
-            lines.append(f"{run}: no difference is shown: {told}.")
+            lines.append(f"{run}: no difference is shown: {size}.")
         else:
-            lines.append(f"{run}: {row.clusters:,} independent items are too few to show a difference: {told}.")
+            lines.append(f"{run}: {row.clusters:,} independent items are too few to show a difference: {size}.")
     return lines
 
 
@@ -117,54 +116,44 @@ def write_comparison_of_runs(path: Path, result: PairedResult, environment: Mapp
     reference = result.config.reference
     lead = f"{_listed([*result.config.runs], reference)}, on the same items."
     sections = [part for name, task in result.tasks.items() for part in _sections(name, task, reference)]
-    bare = {"figures": [], "head": [], "rows": []}
     if others := _not_common(result):
-        sections.append({"title": "Not compared", "text": "; ".join(others), **bare})
-    sections.append({"title": "How to read this", "text": limits(result), **bare})
-    return write_sections(path, "Runs compared", lead, sections, environment)
+        sections.append(Section("Not compared", [Text("; ".join(others))]))
+    sections.append(Section("How to read this", [Text(limits(result))]))
+    return write_page(path, "Runs compared", lead, sections, environment=environment)
 
 
-def _sections(name: str, task: TaskComparison, reference: str) -> list[dict[str, Any]]:
+def _sections(name: str, task: TaskComparison, reference: str) -> list[Section]:
     """Differences with their plot, then scores."""
-    drawn: dict[str, dict[str, Any]] = {run: {} for run in task.differences}
-    scores: list[list[str]] = []
-    differences: list[list[str]] = []
+    drawn: dict[str, dict[str, Difference]] = {run: {} for run in task.differences}
+    scores: list[list[Cell]] = []
+    differences: list[list[Cell]] = []
     for category, found, minus in _rows(task):
         head = [category, f"{found[reference].count:,}"]
-        scores.append([*head, *(_score(task, row) for row in found.values())])
+        scores.append([*head, *map(str, found.values())])
         differences.append([*head, *(_shown(task, row) for row in minus.values())])
         for run, row in minus.items():
-            drawn[run][category] = asdict(row)
-    axis = f"minus {reference}: {task.metric.replace('_', ' ')}{_unit(task)}"
-    scale = 100.0 if task.metric in PERCENT_METRICS else 1.0
+            drawn[run][category] = row
+    axis = f"minus {reference}: {task.metric.title}{_unit(task)}"
     noted = [f"Noted: {'; '.join(remarks(task))}."] if remarks(task) else []
-    text = " ".join([*readings(task), *noted])
+    columns = [f"{run} minus {reference}{_unit(task)} {_coverage(task)}" for run in drawn]
+    figures = ["category", "items", *(f"{run} {_coverage(task)}" for run in task.results)]
     return [
-        {
-            "title": _title(name, task),
-            "text": text,
-            "figures": [both(difference_plot, name, drawn, axis, scale=scale)],
-            "head": [
-                "category",
-                "items",
-                *(f"{run} minus {reference}{_unit(task)} {_coverage(task)}" for run in drawn),
+        Section(
+            _title(name, task),
+            [
+                Text(" ".join([*readings(task), *noted])),
+                both(difference_plot, name, drawn, axis),
+                Table(["category", "items", *columns], differences),
             ],
-            "rows": differences,
-        },
-        {
-            "title": f"{name}: {task.metric.replace('_', ' ')}",
-            "text": "",
-            "figures": [],
-            "head": ["category", "items", *(f"{run} {_coverage(task)}" for run in task.results)],
-            "rows": scores,
-        },
+        ),
+        Section(f"{name}: {task.metric.title}", [Table(figures, scores)]),
     ]
 
 
 def _shown(task: TaskComparison, row: Difference) -> str:
     """A difference with what it shows, where it shows something or is of too few items to."""
     verdict = task.verdict(row)
-    return _difference(task, row) if verdict == "not shown" else f"{_difference(task, row)} {verdict}"
+    return str(row) if verdict == "not shown" else f"{row} {verdict}"
 
 
 def _not_common(result: PairedResult) -> list[str]:
@@ -172,14 +161,12 @@ def _not_common(result: PairedResult) -> list[str]:
 
 
 def _listed(runs: list[str], reference: str) -> str:
-    others = [run for run in runs if run != reference]
-    listed = others[0] if len(others) == 1 else f"{', '.join(others[:-1])} and {others[-1]}"
-    return f"{listed} against {reference}"
+    return f"{listed([run for run in runs if run != reference])} against {reference}"
 
 
 def _title(name: str, task: TaskComparison) -> str:
     first = next(iter(task.results.values()))
-    return f"{name}: {first.scorer}, {'higher' if task.higher_is_better else 'lower'} is better"
+    return f"{name}: {first.scorer}, {task.metric.direction}"
 
 
 def _coverage(task: TaskComparison) -> str:
@@ -187,17 +174,4 @@ def _coverage(task: TaskComparison) -> str:
 
 
 def _unit(task: TaskComparison) -> str:
-    return " (points)" if task.metric in PERCENT_METRICS else ""
-
-
-def _points(task: TaskComparison) -> str:
-    return " points" if task.metric in PERCENT_METRICS else ""
-
-
-def _score(task: TaskComparison, row: Estimate) -> str:
-    low, high = (formatted(task.metric, bound).removesuffix("\N{NO-BREAK SPACE}%") for bound in (row.low, row.high))
-    return f"{formatted(task.metric, row.value)} [{low}, {high}]"
-
-
-def _difference(task: TaskComparison, row: Difference) -> str:
-    return formatted_difference(asdict(row), task.metric)
+    return f" ({task.metric.points})" if task.metric.points else ""

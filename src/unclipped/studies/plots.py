@@ -9,13 +9,16 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from unclipped.evaluation.figures import Difference, Figure, Metric
+from unclipped.studies.page import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    from unclipped.studies.report_data import LinePlot
 
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
 ARM_COLOURS = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
@@ -41,7 +44,26 @@ STYLE: dict[Any, Any] = {
 _POINTS_A_CURVE = 300
 
 
-def svg(figure: Figure, salt: str, description: str) -> str:
+@dataclass(frozen=True)
+class LinePlot:
+    """Values against training steps: {line: [(step, value)]}."""
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[int, float]]]
+    axis: str
+    """What the vertical axis shows."""
+    caption: str = ""
+    is_linear: bool = False
+    """Never a logarithmic axis."""
+
+
+def both(draw: Any, *arguments: Any, caption: str = "", title: str = "", **options: Any) -> Plot:
+    """A plot for wide and for narrow screens."""
+    wide, narrow = (draw(*arguments, **options, narrow=is_narrow) for is_narrow in (False, True))
+    return Plot(wide, narrow, caption, title)
+
+
+def svg(figure: Drawing, salt: str, description: str) -> str:
     """The figure as an `<svg>` element with a text alternative; `salt` keeps the ids of several figures apart."""
     from matplotlib import rc_context
 
@@ -108,10 +130,10 @@ def joined_curve(rows: Sequence[Mapping[str, Any]], key: str = "loss") -> tuple[
 def loss_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], *, narrow: bool) -> str:
     """Loss against step, one line an arm (colour and dashes), stage boundaries as vertical lines."""
     from matplotlib import rc_context, ticker
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.3) if narrow else (8.2, 3.5), layout="constrained")
+        figure = Drawing(figsize=(4.4, 3.3) if narrow else (8.2, 3.5), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
         marks: list[tuple[str, int, int]] = []
@@ -175,10 +197,10 @@ def line_plot(plot: LinePlot, *, narrow: bool) -> str:
     """Values against step, a line each (colour and dashes); values above zero that span more than a decade on a
     logarithmic axis. Values that are not finite are left out."""
     from matplotlib import rc_context, ticker
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 2.6) if narrow else (8.2, 2.6), layout="constrained")
+        figure = Drawing(figsize=(4.4, 2.6) if narrow else (8.2, 2.6), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
         for number, (name, points) in enumerate(plot.lines.items()):
@@ -215,24 +237,27 @@ def line_plot(plot: LinePlot, *, narrow: bool) -> str:
         return svg(figure, salt, f"{plot.title}: {', '.join(plot.lines)} against step")
 
 
-def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bool) -> str:
-    """One figure an arm, a point with its interval, arms from top to bottom. rows: {arm: {value, low, high}}."""
+def forest_plot(title: str, rows: Mapping[str, Figure], *, narrow: bool) -> str:
+    """One figure an arm, a point with its interval, arms from top to bottom."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4 if narrow else 8.2, 0.7 + 0.27 * len(rows)), layout="constrained")
+        figure = Drawing(figsize=(4.4 if narrow else 8.2, 0.7 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows.values()):
-            axes.plot([row["low"], row["high"]], [place, place], color=ARM_COLOURS[0], linewidth=1.6)
-            axes.plot(row["value"], place, marker="o", markersize=5, color=ARM_COLOURS[0])
+            scale = row.metric.scale
+            axes.plot([scale * row.low, scale * row.high], [place, place], color=ARM_COLOURS[0], linewidth=1.6)
+            axes.plot(scale * row.value, place, marker="o", markersize=5, color=ARM_COLOURS[0])
             axes.annotate(
-                f"{row['value']:.3f}", (row["high"], place), (5, 0), textcoords="offset points", va="center", size=8,
+                row.shown, (scale * row.high, place), (5, 0), textcoords="offset points", va="center", size=8,
                 color=FAINT,
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
         axes.invert_yaxis()
-        axes.set_xlim(0, min(1.08, 1.15 * max((row["high"] for row in rows.values()), default=1.0)) or 1.0)
+        whole = max((row.metric.scale for row in rows.values()), default=1.0)
+        highest = max((row.metric.scale * row.high for row in rows.values()), default=whole)
+        axes.set_xlim(0, min(1.08 * whole, 1.15 * highest) or whole)
         axes.grid(axis="x", linewidth=0.6)
         axes.set_axisbelow(True)
         bare(axes)
@@ -243,31 +268,30 @@ def forest_plot(title: str, rows: Mapping[str, Mapping[str, Any]], *, narrow: bo
 
 def difference_plot(
     title: str,
-    differences: Mapping[str, Mapping[str, Mapping[str, float]]],
+    differences: Mapping[str, Mapping[str, Difference]],
     axis: str,
     *,
-    scale: float = 1.0,
     narrow: bool,
 ) -> str:
     """Differences with their intervals about a line at zero: a block a row, in it a point a run (colour and mark).
 
-    differences: {run: {row: {value, low, high}}} as drawn; `scale` multiplies them, `axis` says what they are.
+    differences: {run: {row: difference}}; `axis` says what they are.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     rows = list(dict.fromkeys(name for found in differences.values() for name in found))
     step = 0.7 / len(differences)
     with rc_context(STYLE):
         height = 0.9 + len(rows) * (0.14 + 0.17 * len(differences))
-        figure = Figure(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
+        figure = Drawing(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0.0, color=INK, linewidth=0.9)
         for number, (run, found) in enumerate(differences.items()):
             colour, mark = ARM_COLOURS[number % len(ARM_COLOURS)], ARM_MARKS[number % len(ARM_MARKS)]
             for name, row in found.items():
                 place = rows.index(name) - 0.35 + step * (number + 0.5)
-                low, value, high = (scale * row[key] for key in ("low", "value", "high"))
+                low, value, high = (row.metric.scale * part for part in (row.low, row.value, row.high))
                 axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
                 label = run if name == next(iter(found)) else None
                 axes.plot(value, place, marker=mark, markersize=5, color=colour, linestyle="", label=label)
@@ -288,33 +312,32 @@ def difference_plot(
 
 
 def bar_plot(
-    arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    metric: str,
+    arms: Mapping[str, Mapping[str, Figure]],
+    metric: Metric,
     labels: Mapping[str, str],
     *,
-    as_percent: bool,
     narrow: bool,
 ) -> str:
     """Horizontal bars with interval whiskers: a block a category, a bar an arm (colour, hatch and order).
 
-    arms: {arm: {category: {metric, low, high, count}}}; categories that lack the metric are left out.
+    arms: {arm: {category: figure of this metric}}.
     """
     from matplotlib import colors, rc_context
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    scale = 100.0 if as_percent else 1.0
-    categories = list(dict.fromkeys(name for rows in arms.values() for name, row in rows.items() if metric in row))
+    as_percent, scale = metric.is_percent, metric.scale
+    categories = list(dict.fromkeys(name for rows in arms.values() for name in rows))
     thickness = 0.8 / len(arms)
     height = 0.75 + len(categories) * (0.16 + 0.19 * len(arms))
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
+        figure = Drawing(figsize=(4.4 if narrow else 8.2, height), layout="constrained")
         axes = figure.subplots()
         largest = 0.0
         for number, (arm, rows) in enumerate(arms.items()):
-            places = [place for place, name in enumerate(categories) if metric in rows.get(name, {})]
+            places = [place for place, name in enumerate(categories) if name in rows]
             found = [rows[categories[place]] for place in places]
-            values = [scale * row[metric] for row in found]
-            lows, highs = [scale * row["low"] for row in found], [scale * row["high"] for row in found]
+            values = [scale * row.value for row in found]
+            lows, highs = [scale * row.low for row in found], [scale * row.high for row in found]
             middles = [place - 0.4 + thickness * (number + 0.5) for place in places]
             colour = ARM_COLOURS[number % len(ARM_COLOURS)]
             axes.barh(
@@ -338,7 +361,7 @@ def bar_plot(
         axes.set_xlim(0, 108 if as_percent else max(1e-9, largest) * 1.15)
         if as_percent:
             axes.set_xticks([0, 25, 50, 75, 100])
-        axes.set_xlabel(f"{metric.replace('_', ' ')}{' (%)' if as_percent else ''}")
+        axes.set_xlabel(f"{metric.title}{' (%)' if as_percent else ''}")
         axes.grid(axis="x", linewidth=0.6)
         axes.set_axisbelow(True)
         bare(axes)
@@ -352,5 +375,5 @@ def bar_plot(
                 fontsize=9,
             )
         size = "narrow" if narrow else "wide"
-        title = f"{metric.replace('_', ' ')} per category with intervals; the same figures stand in the table"
-        return svg(figure, f"bars-{metric}-{size}", title)
+        title = f"{metric.title} per category with intervals; the table has the same figures"
+        return svg(figure, f"bars-{metric.name}-{size}", title)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from unclipped.studies.plots import ARM_COLOURS, ARM_LINES, FAINT, STYLE, bare, svg
 
@@ -105,8 +104,3 @@ def standalone(picture: str) -> str:
     if "xmlns=" not in picture:
         picture = picture.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + picture
-
-
-def both(draw: Any, *arguments: Any, **options: Any) -> dict[str, str]:
-    """A plot for wide and for narrow screens."""
-    return {name: draw(*arguments, **options, narrow=name == "narrow") for name in ("wide", "narrow")}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from unclipped.studies.environment import environment
-from unclipped.studies.report import write_report
-from unclipped.studies.report_data import LinePlot, Picture, ReportData, clock
+from unclipped.studies.page import Picture, clock
+from unclipped.studies.plots import LinePlot
+from unclipped.studies.report import ReportData, write_report
 from unclipped.studies.summary import stage_rows
 from unclipped.training.config import PretrainConfig
 from unclipped.training.pretraining_pictures import PICTURES

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from unclipped.evaluation.figures import Difference, Figure
 from unclipped.evaluation.predictions import Prediction
 from unclipped.evaluation.questions import open_task
-from unclipped.evaluation.results import read_results
+from unclipped.evaluation.results import Comparison, read_results
 from unclipped.evaluation.runner import RESULTS_FILE, predictions_folder, read_predictions
 from unclipped.evaluation.scorers import SCORERS
-from unclipped.studies.config import ExperimentConfig
+from unclipped.studies.config import Arm, ExperimentConfig
 from unclipped.studies.environment import environment
-from unclipped.studies.report import write_report
-from unclipped.studies.report_data import GalleryItem, PartInfo, ReportData, StageInfo
+from unclipped.studies.page import GalleryItem
+from unclipped.studies.report import PartInfo, ReportData, StageInfo, write_report
 from unclipped.training.progress import read_metrics
-
-if TYPE_CHECKING:
-    from unclipped.studies.experiment import Arm
 
 GALLERY_SIZE = 24
 
@@ -28,20 +26,21 @@ def _row_name(task: str, category: str, config: ExperimentConfig) -> str:
     return category if len(config.evaluation.tasks) == 1 else f"{task}/{category}"
 
 
-def _row(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    return {name: row[name] for name in (metric, "low", "high", "count")}
+def figures_of(arms: Sequence[Arm]) -> dict[str, dict[str, Figure]]:
+    """{arm: {category: figure}}."""
+    return {
+        arm.name: {
+            _row_name(task, category, arm.config): Figure.read(row)
+            for task, result in _evaluation(arm).items()
+            for category, row in result["categories"].items()
+        }
+        for arm in arms
+    }
 
 
-def results_of(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
-    """{arm: {category: {metric, "low", "high", "count"}}}, as results.json holds it."""
-    results: dict[str, dict[str, Any]] = {}
-    for arm in arms:
-        rows: dict[str, Any] = {}
-        for task, result in _evaluation(arm).items():
-            for category, row in result["categories"].items():
-                rows[_row_name(task, category, arm.config)] = _row(row, result["metric"])
-        results[arm.name] = rows
-    return results
+def rows_of(figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, dict[str, Any]]:
+    """The same as results.json holds it: {arm: {category: {metric, "low", "high", "count"}}}."""
+    return {outer: {inner: row.row() for inner, row in rows.items()} for outer, rows in figures.items()}
 
 
 def _evaluation(arm: Arm) -> dict[str, Any]:
@@ -54,9 +53,8 @@ def write_experiment_report(
     config: ExperimentConfig,
     arms: Sequence[Arm],
     records: Mapping[str, Mapping[str, Any]],
-    results: Mapping[str, Mapping[str, Any]],
     *,
-    differences: Mapping[str, Mapping[str, Any]],
+    differences: Mapping[str, Mapping[str, Comparison]],
     title: str,
     recipe_text: str,
     extra_times: Mapping[str, float],
@@ -76,8 +74,8 @@ def write_experiment_report(
         title=title,
         description=config.description,
         difficulty=config.difficulty,
-        arms=results,
-        overall=overall_rows(arms, config),
+        arms=figures_of(arms),
+        overall=next(iter(task_figures(arms).values()), {}) if len(config.evaluation.tasks) == 1 else {},
         differences=_difference_rows(differences, config),
         groups=_groups(evaluated, config),
         curves={arm.name: _metrics(arm.folder / "metrics.jsonl") for arm in arms},
@@ -97,26 +95,21 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return read_metrics(path) if path.exists() else []
 
 
-def task_rows(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
-    """{task: {arm: {metric, "low", "high", "count"}}} over all items of a task."""
-    rows: dict[str, dict[str, Any]] = {}
+def task_figures(arms: Sequence[Arm]) -> dict[str, dict[str, Figure]]:
+    """{task: {arm: figure over all items of the task}}."""
+    rows: dict[str, dict[str, Figure]] = {}
     for arm in arms:
         for task, result in _evaluation(arm).items():
-            rows.setdefault(task, {})[arm.name] = _row(result["overall"], result["metric"])
+            rows.setdefault(task, {})[arm.name] = Figure.read(result["overall"])
     return rows
 
 
-def overall_rows(arms: Sequence[Arm], config: ExperimentConfig) -> dict[str, Any]:
-    """{arm: row} over all items, where one task makes that a single figure."""
-    if len(config.evaluation.tasks) != 1:
-        return {}
-    return next(iter(task_rows(arms).values()), {})
-
-
-def _difference_rows(differences: Mapping[str, Mapping[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
+def _difference_rows(
+    differences: Mapping[str, Mapping[str, Comparison]], config: ExperimentConfig
+) -> dict[str, dict[str, Difference]]:
     return {
         baseline: {
-            _row_name(task, category, config): {"value": row.value, "low": row.low, "high": row.high}
+            _row_name(task, category, config): row
             for task, comparison in tasks.items()
             for category, row in comparison.categories.items()
         }
@@ -124,13 +117,13 @@ def _difference_rows(differences: Mapping[str, Mapping[str, Any]], config: Exper
     }
 
 
-def _groups(evaluated: Mapping[str, Any], config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """{group: {category: row}} of the model: held-out items, unseen answers, and their counterparts."""
-    groups: dict[str, dict[str, Any]] = {}
+def _groups(evaluated: Mapping[str, Any], config: ExperimentConfig) -> dict[str, dict[str, Figure]]:
+    """{group: {category: figure}} of the model: held-out items, unseen answers, and their counterparts."""
+    groups: dict[str, dict[str, Figure]] = {}
     for task, result in evaluated.items():
         for group, part in result["groups"].items():
             for category, row in part["categories"].items():
-                groups.setdefault(group, {})[_row_name(task, category, config)] = _row(row, result["metric"])
+                groups.setdefault(group, {})[_row_name(task, category, config)] = Figure.read(row)
     return groups
 
 
@@ -184,11 +177,11 @@ def _gallery(arm: Arm) -> list[GalleryItem]:
     items: list[GalleryItem] = []
     tasks = arm.config.evaluation.tasks
     for task in tasks:
-        scorer = SCORERS.get(task.scorer)
+        higher_is_better = SCORERS.get(task.scorer).metric.higher_is_better
         source = open_task(task)
         predictions = read_predictions(predictions_folder(arm.folder / "evaluation", task.name))
         is_right = {
-            prediction.index: (prediction.score or 0.0) >= 0.5 if scorer.higher_is_better else prediction.score == 0.0
+            prediction.index: (prediction.score or 0.0) >= 0.5 if higher_is_better else prediction.score == 0.0
             for prediction in predictions
         }
         for prediction in _in_turn(predictions, is_right, -(-GALLERY_SIZE // len(tasks))):

@@ -196,7 +196,7 @@ def test_a_search_scores_its_frontier(folder: Path, tmp_path: Path) -> None:
     assert found["dense"]["count"] == 4
     for row in found["frontier"]:
         assert row["score"]["count"] == 4
-        assert row["difference"]["value"] == pytest.approx(row["score"]["value"] - found["dense"]["value"])
+        assert row["difference"]["value"] == pytest.approx(row["score"]["accuracy"] - found["dense"]["accuracy"])
 
 
 def test_a_bound_on_mass_holds_in_every_layer(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from unclipped.attention.prefill import decoder_of, read_patterns
 from unclipped.core.files import write_json
 from unclipped.core.progress import counting
 from unclipped.evaluation.config import EvaluationConfig, TaskConfig
+from unclipped.evaluation.figures import Difference, Figure
 from unclipped.evaluation.intervals import bootstrap, estimate
 from unclipped.evaluation.questions import as_prompt, open_task
 from unclipped.evaluation.runner import compare_folders, default_console, evaluate
@@ -131,8 +132,8 @@ def summary_of(rows: Sequence[Mapping[str, Any]], number: int, config: QualityCo
     densities = np.mean([np.array(row["densities"]) for row in own], axis=0)  # (layers, Hkv)
     return {
         "density": float(np.mean([row["density"] for row in own])),
-        "kl": {"value": kl.value, "low": kl.low, "high": kl.high, "most": max(divergences), "count": kl.count},
-        "agreement": {"value": agreement.value, "low": agreement.low, "high": agreement.high},
+        "kl": {**kl.row(), "most": max(divergences)},
+        "agreement": agreement.row(),
         "mass": dict(zip(_KINDS, whole.mean(axis=(1, 2)).tolist(), strict=True)),
         "pairs": pairs,
         "by_layer": {
@@ -181,16 +182,12 @@ def score_patterns(
             assert sparse_engine.sparse is not None
             sparse_engine.sparse.close()
         categories = {
-            name: {"score": _figure(result.categories[name]), "dense": _figure(dense.categories[name])}
+            name: {"score": result.categories[name].row(), "dense": dense.categories[name].row()}
             for name in result.categories
         }
-        difference = asdict(compare_folders(folder, dense_folder, task, settings).overall)
-        rows.append({"score": _figure(result.overall), "difference": difference, "categories": categories})
-    return {"metric": dense.metric, **_figure(dense.overall)}, rows
-
-
-def _figure(row: Any) -> dict[str, float]:
-    return {"value": row.value, "low": row.low, "high": row.high, "count": row.count}
+        difference = compare_folders(folder, dense_folder, task, settings).overall.to_dict()
+        rows.append({"score": result.overall.row(), "difference": difference, "categories": categories})
+    return dense.overall.row(), rows
 
 
 def print_quality(results: Mapping[str, Any], console: Console) -> None:
@@ -205,8 +202,7 @@ def print_quality(results: Mapping[str, Any], console: Console) -> None:
         cells = [name, f"{row['density']:.3f}", f"{row['kl']['value']:.4f}", f"{row['agreement']['value']:.3f}"]
         cells += [f"{row['mass'][kind]:.3f}" for kind in _KINDS]
         if scored:
-            difference = row["difference"]
-            cells.append(f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]")
+            cells.append(str(Difference.read(row["difference"], Figure.read(row["score"]).metric)))
         table.add_row(*cells)
     console.print(table)
     pairs = Table(title="recovered attention by modality pair (query -> key)", title_justify="left")
@@ -218,9 +214,5 @@ def print_quality(results: Mapping[str, Any], console: Console) -> None:
         pairs.add_row(name, *(f"{row['pairs'][pair]['pattern']:.3f}" for pair in shown))
     console.print(pairs)
     if scored:
-        console.print(f"dense {results['dense']['metric'].replace('_', ' ')}: {interval(results['dense'], 3)}")
-
-
-def interval(row: Mapping[str, float], digits: int) -> str:
-    """A figure with its interval as shown in tables."""
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+        dense = Figure.read(results["dense"])
+        console.print(f"dense {dense.metric.title}: {dense}", markup=False)

@@ -30,6 +30,7 @@ from unclipped.core.errors import UnclippedError, UsageError
 from unclipped.core.files import write_json
 from unclipped.core.progress import counting
 from unclipped.evaluation.config import EvaluationConfig
+from unclipped.evaluation.figures import KL, Difference, Figure
 from unclipped.evaluation.intervals import FEW_CLUSTERS, bootstrap
 from unclipped.evaluation.questions import as_prompt, open_task
 from unclipped.evaluation.runner import default_console
@@ -350,8 +351,7 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
             cells += [f"{point[kind]['kl']:.4f}" for kind in ("oracle", "random")]
             cells += [f"{point[kind]['mass']:.3f}" for kind in ("oracle", "random")]
         if "dense" in results:
-            difference = point["difference"]
-            cells.append(f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]")
+            cells.append(str(Difference.read(point["difference"], Figure.read(point["score"]).metric)))
         table.add_row(*cells)
     console.print(table)
     chosen = results["chosen"]
@@ -368,7 +368,7 @@ def print_search(results: Mapping[str, Any], console: Console) -> None:
 
 def kl_interval(row: Mapping[str, float]) -> str:
     """The mean KL with its interval over prompts, as shown in tables."""
-    return f"{row['kl']:.4f} [{row['kl_low']:.4f}, {row['kl_high']:.4f}]"
+    return str(Figure(row["kl"], row["kl_low"], row["kl_high"], 0, KL))
 
 
 def doubt_of(results: Mapping[str, Any]) -> str:
