@@ -3,7 +3,8 @@
 Run by hand, never in CI: `python tests/mutants.py --results mutants.json`. Fifteen faults are written down here,
 fifteen are drawn with a seed from comparisons and index arithmetic. Each is made in a scratch copy of the tree. The
 fast tests of its room run first and stop at the first failure. Only a survivor meets the whole fast tier. Results are
-written after every mutant: a second call with the same file skips what has a verdict.
+written after every mutant: a second call with the same file skips what was killed or survived. After a change of tests
+take a new file.
 """
 
 from __future__ import annotations
@@ -204,10 +205,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Thirty faults in the source, each to be noticed by a fast test.")
     parser.add_argument("--results", type=Path, default=Path("mutants.json"), help="file of verdicts, kept and read")
     parser.add_argument("--limit", type=float, default=900, help="seconds that the fast tests of a room may take")
-    parser.add_argument("--only", default="", help="mutants whose name holds this text")
+    parser.add_argument("--only", default="", help="mutants whose file or name holds this text")
     parser.add_argument("--list", action="store_true", help="name the mutants and whether each still applies")
     options = parser.parse_args()
-    mutants = [mutant for mutant in BY_HAND + drawn(ROOT) if options.only in mutant.name]
+    mutants = [mutant for mutant in BY_HAND + drawn(ROOT) if options.only in f"{mutant.file} {mutant.name}"]
     if options.list:
         for mutant in mutants:
             mutant.applied((ROOT / "src" / "unclipped" / mutant.file).read_text())
@@ -219,7 +220,8 @@ def main() -> int:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
         for mutant in mutants:
-            if results.get(mutant.name, {}).get("after") == mutant.after:
+            known = results.get(mutant.name, {})
+            if known.get("after") == mutant.after and known.get("verdict") in ("killed", "survived"):
                 continue
             if mutant.room not in clean:  # tests that fail without a fault would kill every mutant
                 clean[mutant.room], by = fast_tests(tree, f"tests/{mutant.room}", limit=options.limit)
