@@ -196,6 +196,10 @@ def try_out(mutant: Mutant, tree: Path, limit: float) -> dict[str, object]:
     finally:
         path.write_text(source)
     # A test that never ends has noticed the fault only where the same tests end without it; a person decides.
+    if outcome == "failed":
+        test = by.split(" ", 1)[1].split(" - ")[0]
+        if fast_tests(tree, test, limit=limit)[0] != "passed":  # it fails without the fault too: no kill
+            outcome, by = "broken", f"fails without the mutant: {by}"
     verdict = {"passed": "survived", "failed": "killed"}.get(outcome, outcome)
     return asdict(mutant) | {"verdict": verdict, "by": by, "seconds": round(time.monotonic() - started, 1)}
 
