@@ -18,7 +18,7 @@ step() { # COMMAND RECIPE [OVERRIDE...]
   echo "-- $recipe$size: $((SECONDS - from)) s, $((SECONDS)) s since the start" | tee -a "$runs/times$size.txt"
 }
 
-from_lm() { echo "model.text=$runs/$1$size/model model.vision=llm:$runs/$1$size/model"; }
+from_lm() { echo "model.text=$runs/$1$size/model model.vision.llm=$runs/$1$size/model"; }
 
 scenes_and_clothes() {
   step pretrain real-lm

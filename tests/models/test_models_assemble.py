@@ -14,9 +14,10 @@ from support.prompts import ask, batch
 from support.tiny_models import tiny_encoder, tiny_lm, tiny_tokenizer, tiny_vision_config, tiny_vlm
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.images.config import ImageRule
-from unclipped.models.assemble import assemble, assemble_from_config
+from unclipped.models.assemble import assemble
 from unclipped.models.checkpoint import save_model
 from unclipped.models.config import ImageSettings, ModelConfig
+from unclipped.recipes.validation import validate
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,16 @@ def test_the_report_says_what_was_done(assembled: Any) -> None:
     assert any("padding <|pad|>" in line for line in report.lines())
 
 
+def assembled_of(vision: Any, text: Path | str, connector: str = "mlp(2)", **options: Any) -> tuple[Any, Any, Any]:
+    """Assemble through the configuration, as every caller does; a mistake in it is the UsageError of a recipe."""
+    fields = {"vision": vision, "text": str(text), "connector": connector} | options
+    return assemble(validate(fields, ModelConfig, "model"))
+
+
 def test_the_seed_alone_determines_new_weights(parts: Path) -> None:
     def build(seed: int) -> Any:
         torch.manual_seed(torch.randint(1000, ()).item())
-        return assemble(f"llm:{parts / 'text'}", str(parts / "text"), patch_size=8, seed=seed)[0]
+        return assembled_of({"llm": str(parts / "text"), "patch_size": 8}, parts / "text", seed=seed)[0]
 
     state = torch.random.get_rng_state()
     first, second, third = build(1), build(1), build(2)
@@ -65,14 +72,14 @@ def test_the_seed_alone_determines_new_weights(parts: Path) -> None:
     assert not same(first, third, "connector")
     assert not same(first, third, "stem")
     torch.random.set_rng_state(state)
-    assemble(str(parts / "dinov2"), str(parts / "text"))
+    assembled_of(str(parts / "dinov2"), str(parts / "text"))
     assert torch.equal(torch.random.get_rng_state(), state), "assembly leaves the caller's random state alone"
 
 
 def test_random_vision_keeps_the_shape(parts: Path) -> None:
     for source in (str(parts / "dinov2"), f"llm:{parts / 'text'}"):
-        loaded, _, _ = assemble(source, str(parts / "text"), seed=5)
-        random, _, report = assemble(source, str(parts / "text"), random_vision=True, seed=5)
+        loaded, _, _ = assembled_of(source, str(parts / "text"), seed=5)
+        random, _, report = assembled_of(source, str(parts / "text"), random_vision=True, seed=5)
         assert loaded.state_dict().keys() == random.state_dict().keys()
         assert not same(loaded, random, "vision_tower")
         assert same(loaded, random, "connector"), "arms of a comparison differ in the encoder alone"
@@ -82,7 +89,7 @@ def test_random_vision_keeps_the_shape(parts: Path) -> None:
 
 
 def test_an_inline_configuration_trains_from_scratch(parts: Path) -> None:
-    model, processor, report = assemble(
+    model, processor, report = assembled_of(
         tiny_vision_config("vit").to_dict() | {"model_type": "vit"}, str(parts / "text"), "linear"
     )
     assert report.vision == "vit"
@@ -91,7 +98,7 @@ def test_an_inline_configuration_trains_from_scratch(parts: Path) -> None:
 
 
 def test_feature_layers_widen_the_connector(parts: Path) -> None:
-    model, processor, _ = assemble(str(parts / "dinov2"), str(parts / "text"), "linear", feature_layers=[1, -1])
+    model, processor, _ = assembled_of(str(parts / "dinov2"), str(parts / "text"), "linear", feature_layers=[1, -1])
     assert model.model.connector.vision_hidden == 64
     assert model.config.vision_feature_layers == [1, -1]
     assert model(**batch(processor, ask("what", (16, 16)))).logits.isfinite().all()
@@ -101,7 +108,7 @@ def test_embedding_start(parts: Path) -> None:
     config = ModelConfig(
         vision=str(parts / "dinov2"), text=str(parts / "text"), connector="linear", connector_init="embedding"
     )
-    model, _, _ = assemble_from_config(config)
+    model, _, _ = assemble(config)
     embeddings = model.get_input_embeddings().weight
     last = model.model.connector.projection[-1]
     torch.testing.assert_close(last.bias, embeddings.mean(dim=0))
@@ -110,13 +117,15 @@ def test_embedding_start(parts: Path) -> None:
 
 
 def test_one_channel_and_convolution_stem(parts: Path) -> None:
-    model, processor, _ = assemble(
-        f"llm:{parts / 'text'}",
-        str(parts / "text"),
-        patch_size=(32, 8),
-        stem="convolution",
-        rope="penguin",
-        rope_theta=100.0,
+    model, processor, _ = assembled_of(
+        {
+            "llm": str(parts / "text"),
+            "patch_size": (32, 8),
+            "stem": "convolution",
+            "rope": "penguin",
+            "rope_theta": 100.0,
+        },
+        parts / "text",
         image={"channels": 1, "fixed_height": 32, "max_tokens": 20, "mean": 0.8, "std": 0.3},
     )
     assert model.config.vision_config.rope_form == "penguin"
@@ -127,10 +136,10 @@ def test_one_channel_and_convolution_stem(parts: Path) -> None:
 
 
 def test_an_encoder_of_one_size_squashes(parts: Path) -> None:
-    _, processor, report = assemble(str(parts / "dinov2"), str(parts / "text"), "pixel_shuffle(2) + linear")
+    _, processor, report = assembled_of(str(parts / "dinov2"), str(parts / "text"), "pixel_shuffle(2) + linear")
     assert report.image_rule["rule"] == "squash"
     assert processor.num_image_tokens(batch(processor, ask("what", (30, 90)))["image_grid_thw"]) == [1]
-    _, native, _ = assemble(str(parts / "dinov2"), str(parts / "text"), image={"rule": "native", "max_tokens": 9})
+    _, native, _ = assembled_of(str(parts / "dinov2"), str(parts / "text"), image={"rule": "native", "max_tokens": 9})
     assert batch(native, ask("what", (8, 90)))["image_grid_thw"][0].prod() <= 9
 
 
@@ -174,7 +183,7 @@ def test_a_padded_vocabulary_needs_no_new_row(tmp_path: Path) -> None:
 
 
 def test_bfloat16(parts: Path) -> None:
-    model, processor, _ = assemble(f"llm:{parts / 'text'}", str(parts / "text"), patch_size=8, dtype="bfloat16")
+    model, processor, _ = assembled_of({"llm": str(parts / "text"), "patch_size": 8}, parts / "text", dtype="bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     inputs = batch(processor, ask("what", (16, 16)))
     assert model(**inputs).logits.dtype == torch.bfloat16
@@ -183,11 +192,47 @@ def test_bfloat16(parts: Path) -> None:
 
 def test_from_a_checkpoint(assembled: Any) -> None:
     config = ModelConfig(checkpoint=str(assembled.folder / "model"), image={"max_tokens": 5, "mean": 0.8, "std": 0.2})
-    model, processor, _ = assemble_from_config(config)
+    model, processor, _ = assemble(config)
     assert same(model, assembled.model)
     assert processor.image_processor.max_tokens == 5
     assert processor.image_processor.mean == (0.8, 0.8, 0.8)
     assert processor.image_processor.patch_size == (8, 8)
+
+
+def test_the_first_layers_of_a_language_model_are_the_encoder(tmp_path: Path) -> None:
+    tiny_lm(tmp_path / "text", layers=4)
+    source = {"llm": str(tmp_path / "text"), "patch_size": 8}
+    model, processor, report = assembled_of(source | {"layers": 2}, tmp_path / "text")
+    whole, _, _ = assembled_of(source, tmp_path / "text")
+    tower, reference = model.model.vision_tower, whole.model.vision_tower
+    assert tower.model.config.num_hidden_layers == 2
+    assert "dropped" in report.vision_weights
+    tower.model.stem.load_state_dict(reference.model.stem.state_dict())  # drawn after layers of another number
+    inputs = batch(processor, ask("what", (16, 24)))
+    seen: list[torch.Tensor] = []
+    hook = reference.model.decoder.layers[1].register_forward_hook(
+        lambda module, given, found: seen.append(found if isinstance(found, torch.Tensor) else found[0])
+    )
+    reference(inputs["pixel_values"], inputs["image_grid_thw"])
+    hook.remove()
+    features = tower(inputs["pixel_values"], inputs["image_grid_thw"])
+    expected = reference.model.decoder.norm(seen[0]).reshape(features.shape)
+    torch.testing.assert_close(features, expected)
+    save_model(model, processor, tmp_path / "out")
+    from unclipped.models.checkpoint import load_model
+
+    assert same(load_model(tmp_path / "out")[0], model)
+    equal, _, _ = assembled_of(source | {"layers": 4}, tmp_path / "text")
+    assert same(equal, whole)
+    with pytest.raises(UsageError, match="has 4 layers, found 5"):
+        assembled_of(source | {"layers": 5}, tmp_path / "text")
+
+
+def test_the_text_form_of_a_language_model_is_the_value(parts: Path) -> None:
+    text, value = (ModelConfig(vision=v, text="t") for v in (f"llm:{parts}", {"llm": str(parts)}))
+    assert text == value
+    assert ModelConfig.model_validate(text.model_dump(mode="json")) == text
+    assert str(text.vision) == f"llm:{parts}"
 
 
 BAD = [
@@ -195,14 +240,6 @@ BAD = [
     ("dinov2", "dinov2", {}, CheckpointError, "no causal language model of type 'dinov2'|not a text-only decoder"),
     ("missing-folder/x", "text", {}, CheckpointError, "no such folder"),
     ("dinov2", "missing-folder/x", {}, CheckpointError, "no such folder, and it could not be fetched as a hub id"),
-    (
-        "dinov2",
-        "text",
-        {"patch_size": 8},
-        UsageError,
-        "model.patch_size: only for an encoder made from a language model",
-    ),
-    ("dinov2", "text", {"rope": "penguin"}, UsageError, "model.rope: only for"),
     ("dinov2", "text", {"connector": "average(3) + mlp"}, UsageError, "no multiple of patch_size"),
     ("dinov2", "text", {"connector": "averag(3) + mlp"}, UsageError, "did you mean 'average'"),
     ("dinov2", "text", {"image": {"channels": 1}}, UsageError, "image.channels: the encoder takes 3, found 1"),
@@ -219,14 +256,14 @@ def test_refusals(
 ) -> None:
     source = vision if isinstance(vision, dict) or "missing" in vision else str(parts / vision)
     with pytest.raises(error, match=message) as caught:
-        assemble(source, text if "missing" in text else str(parts / text), **options)
+        assembled_of(source, text if "missing" in text else str(parts / text), **options)
     assert "\n" not in str(caught.value)
 
 
 def test_a_contrastive_encoder_loads_as_a_declared_baseline(parts: Path, tmp_path: Path) -> None:
     from unclipped.models.checkpoint import load_model
 
-    model, processor, report = assemble(str(parts / "clip"), str(parts / "text"), baseline=True)
+    model, processor, report = assembled_of(str(parts / "clip"), str(parts / "text"), baseline=True)
     assert report.objective == "contrastive"
     assert model.config.baseline is True
     save_model(model, processor, tmp_path / "out")
@@ -243,25 +280,25 @@ def test_language_models_that_do_not_fit(tmp_path: Path, parts: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError) as caught:
-        assemble(str(parts / "dinov2"), str(tmp_path))
+        assembled_of(str(parts / "dinov2"), str(tmp_path))
     for part in ("missing 1: model.norm.weight", "unexpected 1: model.extra", "up_proj.weight (found (3, 3), expected"):
         assert part in str(caught.value)
     (tmp_path / "tokenizer.json").unlink()
     tiny_lm().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no usable tokenizer"):
-        assemble(str(parts / "dinov2"), str(tmp_path))
+        assembled_of(str(parts / "dinov2"), str(tmp_path))
 
 
 def test_tokenizers_that_do_not_fit(tmp_path: Path, parts: Path) -> None:
     tiny_lm(tmp_path, vocab_size=200)
     with pytest.raises(CheckpointError, match="the tokenizer has 300 tokens, the model's vocabulary is 200"):
-        assemble(str(parts / "dinov2"), str(tmp_path))
+        assembled_of(str(parts / "dinov2"), str(tmp_path))
     tokenizer = tiny_tokenizer(compact=False)
     tokenizer.eos_token = None
     tiny_lm(tmp_path / "b").save_pretrained(tmp_path / "b")
     tokenizer.save_pretrained(tmp_path / "b")
     with pytest.raises(CheckpointError, match="names no eos_token"):
-        assemble(str(parts / "dinov2"), str(tmp_path / "b"))
+        assembled_of(str(parts / "dinov2"), str(tmp_path / "b"))
 
 
 def test_a_language_model_that_does_something_else_to_logits_is_refused(
@@ -271,7 +308,7 @@ def test_a_language_model_that_does_something_else_to_logits_is_refused(
 
     monkeypatch.setattr(modeling, "finish_logits", lambda logits, config: logits * 0.5)
     with pytest.raises(CheckpointError, match="logits differ from the language model's own by"):
-        assemble(str(parts / "dinov2"), str(parts / "text"))
+        assembled_of(str(parts / "dinov2"), str(parts / "text"))
 
 
 def test_image_settings_cover_the_image_rule() -> None:
@@ -288,7 +325,7 @@ def test_image_settings_cover_the_image_rule() -> None:
         ({"vision": {}, "text": "b"}, "needs 'model_type'"),
         ({"vision": "a", "text": "b", "connector": "mpl"}, "did you mean 'mlp'"),
         ({"vision": "a", "text": "b", "visoin": 1}, "Extra inputs"),
-        ({"vision": "a", "text": "b", "rope_theta": -1.0}, "greater than 0"),
+        ({"vision": {"llm": "a", "rope_theta": -1.0}, "text": "b"}, "greater than 0"),
     ],
 )
 def test_the_recipe_section_is_strict(fields: dict[str, Any], message: str) -> None:

@@ -29,10 +29,9 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def recipe(language_model: str, **changes: object) -> TrainRecipe:
     fields = {
         "model": {
-            "vision": f"llm:{language_model}",
+            "vision": {"llm": language_model, "patch_size": 8},
             "text": language_model,
             "connector": "average(1x2) + standardise + linear",
-            "patch_size": 8,
             "image": {"rule": "squash", "size": [24, 64]},
         },
         "pixel_statistics": "data",

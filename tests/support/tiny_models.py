@@ -138,6 +138,9 @@ def tiny_encoder(folder: str | Path, family: str = "dinov2", *, seed: int = 0, *
     return Path(folder)
 
 
+LLM_FIELDS = ("rope", "rope_theta", "stem", "layers")
+
+
 def tiny_vlm(
     folder: str | Path,
     vision: str = "llm",
@@ -154,20 +157,23 @@ def tiny_vlm(
     """Assemble a tiny vision-language model under `folder`: -> (model in eval mode, processor, assembly report).
 
     `vision` is "llm" (the encoder is made from the language model) or a transformers family such as "dinov2".
-    With `output` the assembled model is saved there. Further options go to `assemble`.
+    With `output` the assembled model is saved there. Further options go to `ModelConfig`, those of `LLM_FIELDS` into
+    its `vision`.
     """
     from unclipped.models.assemble import assemble
     from unclipped.models.checkpoint import save_model
+    from unclipped.models.config import ModelConfig
 
     folder = Path(folder)
     tiny_lm(folder / "text", family, seed=seed, tokenizer=tokenizer, **(lm_overrides or {}))
     if vision == "llm":
-        source = f"llm:{folder / 'text'}"
-        options.setdefault("patch_size", patch_size)
+        made = {name: options.pop(name) for name in LLM_FIELDS if name in options}
+        source: Any = {"llm": str(folder / "text"), "patch_size": patch_size, **made}
         options.setdefault("image", {"max_tokens": 64})
     else:
         source = str(tiny_encoder(folder / "vision", vision, seed=seed + 1, patch_size=patch_size))
-    model, processor, report = assemble(source, str(folder / "text"), connector, seed=seed, **options)
+    config = ModelConfig(vision=source, text=str(folder / "text"), connector=connector, seed=seed, **options)
+    model, processor, report = assemble(config)
     model.eval()
     if output is not None:
         save_model(model, processor, output)

@@ -20,6 +20,7 @@ from unclipped.core.errors import CheckpointError, DataError, UsageError
 from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.encoders.build import load_encoder
 from unclipped.models.assemble import assemble
+from unclipped.models.config import ModelConfig
 from unclipped.objectives.caption_side import load_caption_decoder
 from unclipped.objectives.captioning import CaptioningObjective
 from unclipped.recipes.schema import PretrainRecipe
@@ -65,7 +66,7 @@ def test_a_run_writes_an_encoder_that_loads_without_being_a_baseline(colours: Pa
     assert not encoder.spec.needs_baseline_flag
     assert set(rows(tmp_path / "run")[0]["health"]) == {"rank", "spread", "images"}
     tiny_lm(text := tmp_path / "lm")
-    _, _, report = assemble(vision=str(result.model_folder), text=str(text))
+    _, _, report = assemble(ModelConfig(vision=str(result.model_folder), text=str(text)))
     assert report.objective == "captioning"
 
 

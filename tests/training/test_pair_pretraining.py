@@ -18,6 +18,7 @@ from unclipped.data.config import AugmentConfig, DataConfig, RandomCrop, SourceC
 from unclipped.encoders.build import load_encoder
 from unclipped.models.assemble import assemble
 from unclipped.models.checkpoint import load_model, save_model
+from unclipped.models.config import ModelConfig
 from unclipped.objectives.pairs_config import PairsConfig
 from unclipped.objectives.text_side import PAIR_OBJECTIVES, load_text_side
 from unclipped.recipes.schema import PretrainRecipe
@@ -152,8 +153,8 @@ def test_an_assembled_model_stays_a_baseline(colours: Path, tmp_path: Path) -> N
     folder = pretrain(config(colours, steps=1), tmp_path / "run").model_folder
     tiny_lm(text := tmp_path / "lm")
     with pytest.raises(UsageError, match="baseline: true"):
-        assemble(vision=str(folder), text=str(text))
-    model, processor, report = assemble(vision=str(folder), text=str(text), baseline=True)
+        assemble(ModelConfig(vision=str(folder), text=str(text)))
+    model, processor, report = assemble(ModelConfig(vision=str(folder), text=str(text), baseline=True))
     assert report.objective == "contrastive"
     save_model(model, processor, tmp_path / "vlm")
     again, _ = load_model(str(tmp_path / "vlm"))

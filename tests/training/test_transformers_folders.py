@@ -19,6 +19,7 @@ from unclipped.data.config import DataConfig, SourceConfig
 from unclipped.encoders.build import load_encoder
 from unclipped.images.patches import patchify
 from unclipped.models.assemble import assemble
+from unclipped.models.config import ModelConfig
 from unclipped.objectives.dino_side import load_dino_heads
 from unclipped.objectives.dinov2_config import DinoV2Config
 from unclipped.objectives.masked_autoencoder_config import MaskedAutoencoderConfig
@@ -119,7 +120,9 @@ def test_a_published_folder_trains_in_a_vision_language_model(
 ) -> None:
     folder, _ = published
     tiny_lm(tmp_path / "lm")
-    model, processor, report = assemble(str(folder), str(tmp_path / "lm"), "average(4) + mlp(2)", seed=0)
+    model, processor, report = assemble(
+        ModelConfig(vision=str(folder), text=str(tmp_path / "lm"), connector="average(4) + mlp(2)")
+    )
     before = {name: value.clone() for name, value in model.model.vision_tower.named_parameters()}
     stage = StageConfig(
         name="all", train={"vision": 1e-3, "connector": 1e-3, "text": 1e-3}, steps=2, warmup_steps=0, batch_size=2

@@ -13,7 +13,7 @@ from unclipped.audit.config import EncoderEvaluationConfig
 from unclipped.core.documents import read_json
 from unclipped.core.errors import DataError
 from unclipped.core.files import write_json, write_text
-from unclipped.encoders.build import LLM_PREFIX
+from unclipped.encoders.source import LLM_PREFIX
 from unclipped.evaluation.figures import Difference, Figure, is_figure
 from unclipped.evaluation.figures import shown as cell
 

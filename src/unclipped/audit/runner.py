@@ -53,7 +53,8 @@ from unclipped.core.errors import DataError, UsageError
 from unclipped.core.files import write_text
 from unclipped.data.sample import ImagePart
 from unclipped.encoders.base import VisionEncoder
-from unclipped.encoders.build import LLM_PREFIX, load_encoder
+from unclipped.encoders.build import load_encoder
+from unclipped.encoders.source import LLM_PREFIX
 from unclipped.evaluation.figures import ACCURACY, Difference
 from unclipped.evaluation.intervals import estimate, paired_difference
 from unclipped.images.config import ImageRule

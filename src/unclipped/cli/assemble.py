@@ -32,31 +32,33 @@ def assemble(
     output: Path = typer.Option(..., help="Folder to write; must be new or empty."),
     connector: str = typer.Option("mlp(2)", help='Connector, e.g. "linear", "average(2) + mlp(2)".'),
     baseline: bool = typer.Option(False, "--baseline", help="Allow a contrastively trained encoder as a baseline."),
-    patch_size: int = typer.Option(None, help="Patch side in pixels, for llm: encoders only.  [default: 16]"),
-    rope: str = typer.Option(None, help="2-D rotary form of llm: encoders: axial or penguin.  [default: axial]"),
+    patch_size: int = typer.Option(None, help="llm: encoders: side of a patch in pixels.  [default: 14]"),
+    rope: str = typer.Option(None, help="llm: encoders: 2-D rotary form, axial or penguin.  [default: axial]"),
+    layers: int = typer.Option(None, help="llm: encoders: the first so many layers.  [default: all]"),
     seed: int = typer.Option(0, help="Seed of the new weights (connector, patch embedding)."),
 ) -> None:
     """Assemble and save a model folder (see HELP)."""
     from unclipped.cli.modes import refuse_unused
     from unclipped.cli.record import run_folder
+    from unclipped.encoders.source import parse_vision
     from unclipped.models.config import ModelConfig
     from unclipped.recipes.validation import validate
 
-    fields: dict[str, object] = {"vision": vision, "text": text, "connector": connector, "baseline": baseline}
-    fields["seed"] = seed
-    if patch_size is not None or vision.startswith("llm:"):
-        fields["patch_size"] = 16 if patch_size is None else patch_size
-    if not vision.startswith("llm:"):
-        refuse_unused(context, "for an encoder that is not made from a language model (llm:…)", ("rope",))
-    if rope is not None:
-        fields["rope"] = rope
+    source = parse_vision(vision)
+    if isinstance(source, dict):
+        given = {"patch_size": patch_size, "rope": rope, "layers": layers}
+        source |= {name: value for name, value in given.items() if value is not None}
+    else:
+        own = ("patch_size", "rope", "layers")
+        refuse_unused(context, "for an encoder that is not made from a language model (llm:…)", own)
+    fields = {"vision": source, "text": text, "connector": connector, "baseline": baseline, "seed": seed}
     config = validate(fields, ModelConfig, "assemble")
 
     with run_folder(output, can_resume=False):
-        from unclipped.models.assemble import assemble_from_config
+        from unclipped.models.assemble import assemble as join
         from unclipped.models.checkpoint import save_model
 
-        model, processor, report = assemble_from_config(config, seed=config.seed)
+        model, processor, report = join(config)
         save_model(model, processor, output)
     typer.echo("\n".join(report.lines()))
     typer.echo(f"\nsaved: {output}\nnext:  unclipped chat {output} IMAGE -q 'What is shown?'   (after training it)")

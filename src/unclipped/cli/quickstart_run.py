@@ -39,7 +39,7 @@ def run(output: Path, *, minutes: float | None, overrides: list[str], resume: bo
     if is_measured:
         config = load_recipe(str(path), TrainRecipe, overrides)
     else:  # read before anything is trained, so that a mistyped override shows at once
-        parts = {"text": folder, "vision": f"llm:{folder}"}  # as JSON, since a folder's name may mean something in YAML
+        parts = {"text": folder, "vision.llm": folder}  # as JSON, since a folder's name may mean something in YAML
         own = [f"model.{part}={json.dumps(value, ensure_ascii=False)}" for part, value in parts.items()]
         config = load_recipe("quickstart", TrainRecipe, [*own, *overrides])
     typer.echo("1/3  a text-only language model, from generated text")
@@ -102,11 +102,11 @@ def with_steps(config: TrainRecipe, total: int) -> TrainRecipe:
 
 def seconds_per_step(config: TrainRecipe, output: Path) -> list[float]:
     """Seconds of one training step of each arm, measured on a few steps of its last stage that are thrown away."""
-    from unclipped.models.assemble import assemble_from_config
+    from unclipped.models.assemble import assemble
 
     paces = []
     for arm in arms_of(config, output):
-        model, processor, _ = assemble_from_config(arm.config.model, seed=0)
+        model, processor, _ = assemble(arm.config.model, seed=0)
         stage = arm.config.stages[-1].model_copy(update={"steps": PROBE_STEPS, "warmup_steps": 0})
         threads = threads_each(config.arms_at_once)
         training = arm.config.training.model_copy(update={"log_every_steps": 4, "threads": threads})

@@ -13,7 +13,7 @@ On several processes: torchrun --nproc-per-node 2 -m unclipped train RECIPE --ou
 
 Examples:
 
-  unclipped train nlvr model.text=runs/lm/model model.vision=llm:runs/lm/model --output runs/nlvr
+  unclipped train nlvr model.text=runs/lm/model model.vision.llm=runs/lm/model --output runs/nlvr
 
   unclipped train my-recipe.yaml stages.all.steps=500 training.seed=1 --output runs/mine
 

@@ -20,13 +20,13 @@ from unclipped.encoders.checkpoint import (
     stated_licence,
     stored_values,
 )
+from unclipped.encoders.source import LLM_PREFIX
 from unclipped.encoders.spec import BASELINE_OBJECTIVES, objective_of
 from unclipped.encoders.transfer import TransferReport, count, from_language_model
 
 ASSEMBLED = "unclipped"
 """model_type of the folders that `unclipped assemble` and `unclipped train` write."""
-LLM_PREFIX = "llm:"
-LLM_OPTIONS = ("patch_size", "num_channels", "rope_form", "rope_theta", "stem", "stem_channels")
+LLM_OPTIONS = ("patch_size", "num_channels", "rope_form", "rope_theta", "stem", "stem_channels", "layers")
 # Only pretraining uses it, and not every checkpoint has it.
 MAY_LACK = (r"(^|\.)mask_token$",)
 
@@ -93,7 +93,7 @@ def load_encoder(
     """An encoder with its weights, in evaluation mode, and the report of what was loaded.
 
     source: a checkpoint folder, a hub id, or `llm:` and either of them, which turns that language model into an
-    encoder; `llm_options` (patch_size, num_channels, rope_form, rope_theta, stem, stem_channels) belong to the last.
+    encoder; `llm_options` (those of `LLM_OPTIONS`) belong to the last.
     A folder of a whole model (SiglipModel, CLIPModel, ViTMAEForPreTraining, an image classifier) gives its vision part.
     mean and std come from the folder's image processor, else from the family. changes: fields of the configuration in
     place of the folder's, such as `drop_path_rate`; none that a tensor's shape depends on. Raises CheckpointError when

@@ -6,6 +6,7 @@ place or is dropped by name, and the report says which.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from unclipped.encoders.llm_config import LLMVisionConfig
 from unclipped.encoders.llm_encoder import LLMVisionModel, register_llm_encoder
 
 # Tensors of a language model that an encoder has no use for: the heads.
+_LAYER = re.compile(r"layers\.(\d+)\.")
 HEADS = (r"^lm_head\.", r"^score\.", r"^classifier\.")
 
 
@@ -59,12 +61,14 @@ def from_language_model(
     rope_theta: float | None = None,
     stem: str = "linear",
     stem_channels: int = 64,
+    layers: int | None = None,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
 ) -> tuple[LLMVisionModel, TransferReport]:
     """Make a vision encoder of a decoder language model: a folder, a hub id, or a model in memory (left untouched).
 
-    Layers and final norm come from the language model; token embedding and head are dropped; the stem is new. Raises
+    Layers and final norm come from the language model; token embedding and head are dropped; the stem is new. layers:
+    the first so many, all by default; the final norm is then that of the whole model, over other states. Raises
     CheckpointError when a tensor is missing, misshaped or without a place, UsageError when the decoder cannot become
     an encoder.
     """
@@ -79,10 +83,14 @@ def from_language_model(
                 f"{folder}: holds '{text_config.model_type}', a model with its own vision part; "
                 "llm: needs a text-only language model"
             )
-        language_model, unread, _ = load_model(folder, text_config, may_drop=HEADS, dtype=dtype)
+        left = _cut(text_config, layers, str(folder))
+        language_model, unread, _ = load_model(folder, text_config, may_drop=(*HEADS, *left), dtype=dtype)
         total = stored_values(folder)
+    text_config = copy.deepcopy(language_model.config)
+    if isinstance(source, PreTrainedModel):
+        _cut(text_config, layers, "the language model")
     config = LLMVisionConfig(
-        language_model.config,
+        text_config,
         patch_size=patch_size,
         num_channels=num_channels,
         rope_form=rope_form,
@@ -96,6 +104,23 @@ def from_language_model(
         encoder = AutoModel.from_config(config, dtype=dtype, **chosen)
     report = take_layers(encoder, language_model, unread, total)
     return encoder.eval(), report
+
+
+def _cut(config: Any, layers: int | None, where: str) -> list[str]:
+    """Leave the first `layers` layers in a decoder's configuration; patterns of the tensors that then have no place.
+
+    Raises UsageError when it has fewer.
+    """
+    total = config.num_hidden_layers
+    if layers is None or layers == total:
+        return []
+    if not 1 <= layers <= total:
+        raise UsageError(f"layers: {where} has {total} layers, found {layers}; choose from 1 to {total}")
+    config.num_hidden_layers = layers
+    for name, value in list(vars(config).items()):  # such as `layer_types`, one entry a layer
+        if isinstance(value, list) and len(value) == total:
+            setattr(config, name, value[:layers])
+    return [rf"(^|\.)layers\.{number}\." for number in range(layers, total)]
 
 
 def take_layers(
@@ -112,13 +137,15 @@ def take_layers(
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
     embeddings = [name for name in inside if name.startswith("embed_tokens.")]
-    layers = [name for name in inside if name not in embeddings]
+    depth = encoder.config.num_hidden_layers
+    beyond = [name for name in inside if (match := _LAYER.match(name)) is not None and int(match[1]) >= depth]
+    layers = [name for name in inside if name not in {*embeddings, *beyond}]
     values = copy_tensors(encoder, {f"decoder.{name}": inside[name] for name in layers}, "language model")
     new = [name for name in encoder.state_dict() if name.startswith("stem.")]
-    left = count(inside, embeddings) + count(state, outside) if total is None else total - values
+    left = count(inside, embeddings + beyond) + count(state, outside) if total is None else total - values
     return TransferReport(
         taken=tuple(prefix + name for name in layers),
-        dropped=(*(prefix + name for name in embeddings), *outside, *unread),
+        dropped=(*(prefix + name for name in (*embeddings, *beyond)), *outside, *unread),
         new=tuple(new),
         parameters={"taken": values, "dropped": left, "new": count(encoder.state_dict(), new)},
     )

@@ -17,6 +17,7 @@ from unclipped.encoders.base import VisionEncoder
 from unclipped.encoders.build import build_encoder, load_encoder
 from unclipped.encoders.given_config import config_from_fields
 from unclipped.encoders.llm_encoder import register_llm_encoder
+from unclipped.encoders.source import LanguageModelSource
 from unclipped.encoders.tiling import parse_tile
 from unclipped.images.config import ImageRule
 from unclipped.models.checkpoint import load_model
@@ -35,7 +36,6 @@ from unclipped.models.language import (
 from unclipped.models.modeling import UnclippedForConditionalGeneration, UnclippedModel
 from unclipped.models.processing import UnclippedProcessor
 
-LLM_PREFIX = "llm:"
 # Distance between the logits of the language model alone and inside, beyond which assembly is refused.
 LOGIT_TOLERANCE = 1e-3
 
@@ -81,50 +81,33 @@ class AssemblyReport:
 
 
 def assemble(
-    vision: str | dict[str, Any],
-    text: str,
-    connector: str | ConnectorConfig = "mlp(2)",
-    *,
-    image: dict[str, Any] | None = None,
-    baseline: bool = False,
-    feature_layers: Sequence[int] | None = None,
-    vision_attention: str | None = None,
-    vision_tile: Sequence[int] | int | None = None,
-    patch_size: int | tuple[int, int] | None = None,
-    rope: str = "axial",
-    rope_theta: float | None = None,
-    stem: str = "linear",
-    random_vision: bool = False,
-    dtype: str = "float32",
-    seed: int = 0,
+    config: ModelConfig, *, seed: int | None = None
 ) -> tuple[UnclippedForConditionalGeneration, UnclippedProcessor, AssemblyReport]:
-    """Join an encoder and a language model: -> (model in evaluation mode, processor, report).
+    """Join an encoder and a language model, or load an assembled folder: -> (model in eval mode, processor, report).
 
-    vision: folder, hub id, `llm:` and either of them, or a configuration with its model_type (random weights). text:
-    folder or hub id. connector: text form. image: fields of the image rule that differ from the encoder's suggestion.
-    vision_attention: pattern of the encoder's attention, dense without. vision_tile: (rows, columns) of patches of the
-    tiles in which it encodes images, whole without. patch_size, rope, rope_theta and stem shape an
-    encoder made from a language model. `seed` alone determines the new weights. Raises UsageError and CheckpointError,
-    see the parts.
+    `seed`, or the configuration's own, alone determines the new weights. Raises UsageError and CheckpointError, see the
+    parts.
     """
-    parsed = parse_connector(connector)
-    settings = {key: value for key, value in (image or {}).items() if value is not None}
-    llm_options = _llm_options(vision, patch_size, rope, rope_theta, stem, settings)
+    if config.checkpoint is not None:
+        return _from_checkpoint(config)
+    assert config.vision is not None  # the section's own validation
+    assert config.text is not None
+    seed = config.seed if seed is None else seed
+    parsed = parse_connector(config.connector, init=config.connector_init)
+    settings = config.image.given()
     with torch.random.fork_rng():
-        lm, text_folder = load_language_model(text, dtype)
+        lm, text_folder = load_language_model(config.text, config.dtype)
         torch.manual_seed(seed)  # again before each new part: the start of one never depends on the others
-        vision_tower, weights, licence = _vision_tower(
-            vision, feature_layers, baseline, lm.dtype, random_vision, llm_options
-        )
+        vision_tower, weights, licence = _vision_tower(config, lm.dtype, settings)
         vocabulary = lm.get_input_embeddings().weight.shape[0]
         expected = probe_logits(lm, vocabulary)
         tokenizer = load_tokenizer(text_folder)
         if tokenizer.vocab_size > vocabulary:  # a few added tokens may lack rows: they get them below
             raise CheckpointError(
-                f"{text}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary is {vocabulary}; "
-                "they do not belong together"
+                f"{config.text}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary is "
+                f"{vocabulary}; they do not belong together"
             )
-        notes = prepare_tokenizer(tokenizer, text)
+        notes = prepare_tokenizer(tokenizer, config.text)
         torch.manual_seed(seed)
         added = fit_vocabulary(lm, tokenizer)
         rule = image_rule(vision_tower, parsed, settings)
@@ -132,21 +115,20 @@ def assemble(
             UnclippedImageProcessor(rule), tokenizer, connector=parsed, image_token=notes.image_token
         )
         torch.manual_seed(seed)
-        model = _join(
-            lm, vision_tower, parsed, processor.image_token_id, baseline, feature_layers, vision_attention, vision_tile
-        )
+        model = _join(config, lm, vision_tower, parsed, processor.image_token_id)
     _set_generation(model, lm, tokenizer)
     distance = (probe_logits(model, vocabulary) - expected).abs().max().item()
     if not distance <= LOGIT_TOLERANCE * max(1.0, expected.abs().max().item()):
         raise CheckpointError(
-            f"{text}: without images the assembled model's logits differ from the language model's own by "
+            f"{config.text}: without images the assembled model's logits differ from the language model's own by "
             f"{distance:.3g}; '{lm.config.model_type}' changes embeddings or logits in a way that cannot be taken over"
         )
+    shape = config.vision if isinstance(config.vision, dict) else None
     report = AssemblyReport(
-        vision=vision if isinstance(vision, str) else str(vision["model_type"]),
-        objective="none" if random_vision or isinstance(vision, dict) else vision_tower.spec.objective,
+        vision=str(config.vision if shape is None else shape["model_type"]),
+        objective="none" if config.random_vision or shape is not None else vision_tower.spec.objective,
         vision_weights=weights,
-        text=text,
+        text=config.text,
         connector=str(parsed),
         image_rule=rule.model_dump(mode="json"),
         image_token=notes.image_token,
@@ -157,33 +139,6 @@ def assemble(
         licence=licence,
     )
     return model.eval(), processor, report
-
-
-def assemble_from_config(
-    config: ModelConfig, seed: int | None = None
-) -> tuple[UnclippedForConditionalGeneration, UnclippedProcessor, AssemblyReport]:
-    """Assemble, or load, what a recipe's `model:` section says; `seed` replaces the section's own."""
-    if config.checkpoint is not None:
-        return _from_checkpoint(config)
-    assert config.vision is not None  # the section's own validation
-    assert config.text is not None
-    return assemble(
-        config.vision,
-        config.text,
-        parse_connector(config.connector, init=config.connector_init),
-        image=config.image.given(),
-        baseline=config.baseline,
-        feature_layers=config.feature_layers,
-        vision_attention=config.vision_attention,
-        vision_tile=config.vision_tile,
-        patch_size=config.patch_size,
-        rope=config.rope,
-        rope_theta=config.rope_theta,
-        stem=config.stem,
-        random_vision=config.random_vision,
-        dtype=config.dtype,
-        seed=config.seed if seed is None else seed,
-    )
 
 
 def set_pixel_statistics(processor: UnclippedProcessor, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -236,70 +191,35 @@ def _rule(fields: dict[str, Any]) -> ImageRule:
         raise UsageError(f"image{'.' + where if where else ''}: {message}") from None
 
 
-def _llm_options(
-    vision: str | dict[str, Any],
-    patch_size: int | tuple[int, int] | None,
-    rope: str,
-    rope_theta: float | None,
-    stem: str,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Options of an encoder made from a language model. Raises UsageError when they are given for another encoder."""
-    options: dict[str, Any] = {}
-    if patch_size is not None:
-        options["patch_size"] = patch_size
-    if rope != "axial":
-        options["rope_form"] = rope
-    if rope_theta is not None:
-        options["rope_theta"] = rope_theta
-    if stem != "linear":
-        options["stem"] = stem
-    if isinstance(vision, str) and vision.startswith(LLM_PREFIX):
-        if "channels" in settings:
-            options["num_channels"] = settings["channels"]
-        return options
-    if options:
-        raise UsageError(
-            f"model.{next(iter(options)).replace('rope_form', 'rope')}: only for an encoder made from a language model "
-            "(vision: llm:…); another encoder brings its own"
-        )
-    return {}
-
-
 def _vision_tower(
-    vision: str | dict[str, Any],
-    feature_layers: Sequence[int] | None,
-    baseline: bool,
-    dtype: torch.dtype,
-    random_vision: bool,
-    llm_options: dict[str, Any],
+    model: ModelConfig, dtype: torch.dtype, settings: dict[str, Any]
 ) -> tuple[VisionEncoder, str, str | None]:
     """The encoder, a line about its weights, and its licence."""
-    if isinstance(vision, dict):
+    source = model.vision
+    layers, baseline = model.feature_layers, model.baseline
+    if isinstance(source, dict):
         register_llm_encoder()
-        fields = dict(vision)
+        fields = dict(source)
         config = config_from_fields(fields.pop("model_type"), fields, "model.vision")
-        encoder = build_encoder(config, feature_layers=feature_layers, baseline=baseline)
+        encoder = build_encoder(config, feature_layers=layers, baseline=baseline)
         return encoder.to(dtype), "random weights, from its configuration", None
-    encoder, loaded = load_encoder(vision, feature_layers=feature_layers, baseline=baseline, dtype=dtype, **llm_options)
+    options: dict[str, Any] = {}
+    if isinstance(source, LanguageModelSource):
+        options = source.options()
+        if "channels" in settings:
+            options["num_channels"] = settings["channels"]
+    encoder, loaded = load_encoder(str(source), feature_layers=layers, baseline=baseline, dtype=dtype, **options)
     spec = encoder.spec
-    if random_vision:
+    if model.random_vision:
         encoder = build_encoder(
-            encoder.model.config, feature_layers=feature_layers, baseline=baseline, mean=spec.mean, std=spec.std
+            encoder.model.config, feature_layers=layers, baseline=baseline, mean=spec.mean, std=spec.std
         ).to(dtype)
         return encoder, "random weights, in the shape of the checkpoint", spec.licence
     return encoder, loaded.summary(), spec.licence
 
 
 def _join(
-    lm: Any,
-    vision_tower: VisionEncoder,
-    connector: ConnectorConfig,
-    image_token_id: int,
-    baseline: bool,
-    feature_layers: Sequence[int] | None,
-    vision_attention: str | None,
-    vision_tile: Sequence[int] | int | None,
+    model: ModelConfig, lm: Any, vision_tower: VisionEncoder, connector: ConnectorConfig, image_token_id: int
 ) -> UnclippedForConditionalGeneration:
     """One model of the loaded parts and a fresh connector."""
     lm_head: nn.Linear = lm.get_output_embeddings()
@@ -308,22 +228,22 @@ def _join(
         text_config=lm.config,
         connector_config=connector,
         image_token_id=image_token_id,
-        vision_feature_layers=list(feature_layers) if feature_layers is not None else None,
-        vision_attention=vision_attention,
-        vision_tile=list(tile) if (tile := parse_tile(vision_tile)) is not None else None,
-        baseline=baseline,
+        vision_feature_layers=list(model.feature_layers) if model.feature_layers is not None else None,
+        vision_attention=model.vision_attention,
+        vision_tile=list(tile) if (tile := parse_tile(model.vision_tile)) is not None else None,
+        baseline=model.baseline,
         lm_head_bias=lm_head.bias is not None,
         tie_word_embeddings=lm_head.weight is lm.get_input_embeddings().weight,
     )
     config.dtype = lm.dtype
     inner = UnclippedModel(config, vision_tower=vision_tower, language_model=lm.base_model)
     inner.connector.to(lm.dtype)
-    model = UnclippedForConditionalGeneration(config, model=inner, lm_head=lm_head)
+    joined = UnclippedForConditionalGeneration(config, model=inner, lm_head=lm_head)
     if connector.init == "embedding":
         ids = torch.arange(lm_head.weight.shape[0], device=lm_head.weight.device)
         with torch.no_grad():  # through the layer, which may scale (Gemma)
             inner.connector.start_from_embeddings(lm.get_input_embeddings()(ids))
-    return model
+    return joined
 
 
 def _set_generation(model: UnclippedForConditionalGeneration, lm: Any, tokenizer: Any) -> None:

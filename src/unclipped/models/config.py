@@ -16,15 +16,13 @@ from pydantic import (
 from unclipped.connectors.config import parse_connector
 from unclipped.core.config import (
     FrozenConfig,
-    Number,
-    Options,
-    PatchSide,
     PathText,
     PatternText,
     Seed,
     Whole,
 )
 from unclipped.core.errors import UsageError
+from unclipped.encoders.source import VisionSource, parse_vision
 from unclipped.images.config import BROADCAST, ImageRule
 
 LayerNumber = Annotated[Whole, Field(ge=-1024, le=1024)]
@@ -62,9 +60,9 @@ _BESIDE_CHECKPOINT = frozenset({"checkpoint", "image", "dtype", "seed"})
 class ModelConfig(FrozenConfig):
     """What the model is made of: an encoder, a language model and a connector, or an assembled folder."""
 
-    vision: PathText | Options | None = None
-    """Folder or hub id of a vision encoder; `llm:` and a folder or hub id of a language model that the encoder is made
-    from; or a configuration with its `model_type`, for an encoder trained from scratch."""
+    vision: VisionSource | None = None
+    """Folder or hub id of a vision encoder; `llm:ID`, or `{llm: ID, patch_size, rope, rope_theta, stem, layers}`, for
+    one made from a language model; or a configuration with its `model_type`, for one trained from scratch."""
     text: PathText | None = None
     """Folder or hub id of the decoder language model."""
     connector: Annotated[str, Field(max_length=1000)] = "mlp(2)"
@@ -84,14 +82,6 @@ class ModelConfig(FrozenConfig):
     vision_tile: tuple[TileSide, TileSide] | TileSide | None = None
     """(rows, columns) of patches of a tile: large images are encoded tile by tile, each by itself, at the size that the
     encoder was pretrained with. It belongs to the model and is saved with it; by default images are encoded whole."""
-    patch_size: tuple[PatchSide, PatchSide] | PatchSide | None = None
-    """(height, width) in px of a patch of an encoder made from a language model; default 14."""
-    rope: Literal["axial", "penguin"] = "axial"
-    """Form of the two-dimensional positions of an encoder made from a language model."""
-    rope_theta: Annotated[Number, Field(gt=0, le=1e12)] | None = None
-    """Base frequency of those positions; by default the language model's own."""
-    stem: Literal["linear", "convolution"] = "linear"
-    """First layer of an encoder made from a language model: one linear map, or two convolutions before it."""
     random_vision: bool = False
     """Keep the encoder's shape but start it from random weights: the random-encoder baseline."""
     image: ImageSettings = ImageSettings()
@@ -115,9 +105,14 @@ class ModelConfig(FrozenConfig):
         fields = plain(self)
         return {name: fields[name] for name in fields if self.checkpoint is None or name in _BESIDE_CHECKPOINT}
 
+    @field_validator("vision", mode="before")
+    @classmethod
+    def _text_is_a_value(cls, value: Any) -> Any:
+        return parse_vision(value)
+
     @field_validator("vision")
     @classmethod
-    def _inline_names_its_type(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    def _inline_names_its_type(cls, value: Any) -> Any:
         if isinstance(value, dict) and "model_type" not in value:
             raise ValueError("an inline vision configuration needs 'model_type', for example 'vit' or 'dinov2'")
         return value

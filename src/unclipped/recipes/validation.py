@@ -64,9 +64,10 @@ def _is_above_another(item: Any, found: Sequence[Any]) -> bool:
 
 def _describe(item: Any, schema: type[BaseModel]) -> str:
     """One line for one pydantic error."""
-    path = ".".join(str(part) for part in item["loc"])
+    owner, places = _follow(schema, item["loc"][:-1])
+    path = ".".join(str(part) for part in (*places, *_follow(owner, item["loc"][-1:])[1]))
     if item["type"] == "extra_forbidden":
-        owner = _model_at(schema, item["loc"][:-1])
+        path = ".".join(str(part) for part in (*places, item["loc"][-1]))
         valid = owner.model_fields if owner is not None else ()
         return f"unknown field '{path}' ({nearest(str(item['loc'][-1]), valid)})"
     if item["type"] == "missing":
@@ -77,17 +78,20 @@ def _describe(item: Any, schema: type[BaseModel]) -> str:
     return f"field '{path}': {message[:1].lower()}{message[1:]}"
 
 
-def _model_at(schema: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The model that an error's location leads to; None where the path runs through a union it cannot tell apart."""
-    current: type[BaseModel] | None = schema
+def _follow(schema: type[BaseModel] | None, location: tuple[Any, ...]) -> tuple[type[BaseModel] | None, list[Any]]:
+    """The model that an error's location leads to, and the location without the labels of union members.
+
+    The model is None where the path runs through a union that it cannot tell apart.
+    """
+    current, places = schema, []
     for part in location:
-        if isinstance(part, int):  # an index into a list: the element's model was found from the annotation
-            continue
-        if current is None or part not in current.model_fields:
-            continue  # the label of a union member
-        models = models_in(current.model_fields[part].annotation)
-        current = models[0] if len(models) == 1 else None
-    return current
+        if isinstance(part, int) or current is None:  # an index: the element's model was found from the annotation
+            places.append(part)
+        elif part in current.model_fields:
+            places.append(part)
+            models = models_in(current.model_fields[part].annotation)
+            current = models[0] if len(models) == 1 else None
+    return current, places
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

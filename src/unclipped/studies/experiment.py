@@ -159,10 +159,10 @@ def run_arm(arm: Arm, *, resume: bool, is_first: bool) -> dict[str, Any]:
     if resume and is_done(arm):
         return read_arm(arm.folder)
     from unclipped.inference.engine import Engine
-    from unclipped.models.assemble import assemble_from_config, set_pixel_statistics
+    from unclipped.models.assemble import assemble, set_pixel_statistics
     from unclipped.training.run import train_stages
 
-    model, processor, report = assemble_from_config(arm.config.model, seed=arm.config.training.seed)
+    model, processor, report = assemble(arm.config.model, seed=arm.config.training.seed)
     if arm.config.pixel_statistics == "data":
         data = arm.config.stages[0].data or arm.config.data
         sources = open_sources(data, seed=arm.config.training.seed)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unclipped.core.errors import CheckpointError, UsageError
 from unclipped.data.sources import expanded
-from unclipped.encoders.build import LLM_PREFIX
 from unclipped.encoders.checkpoint import checkpoint_folder
+from unclipped.encoders.source import LLM_PREFIX
 from unclipped.objectives.autoencoder_folder import load_autoencoder
 from unclipped.objectives.dino_side import DINO_HEADS, load_dino_heads, sizes_of
 from unclipped.objectives.masked_autoencoder import MaskedAutoencoder

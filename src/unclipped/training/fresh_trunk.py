@@ -10,9 +10,10 @@ from unclipped.data.mixture import Mixture
 from unclipped.data.sample import ImagePart
 from unclipped.data.sources import expanded
 from unclipped.data.statistics import statistics_of_images
-from unclipped.encoders.build import LLM_OPTIONS, LLM_PREFIX, load_encoder
+from unclipped.encoders.build import LLM_OPTIONS, load_encoder
 from unclipped.encoders.given_config import check_fields
 from unclipped.encoders.llm_config import LLMVisionConfig
+from unclipped.encoders.source import LLM_PREFIX
 from unclipped.encoders.spec import BASELINE_OBJECTIVES, Objective
 from unclipped.images.config import ImageRule
 from unclipped.objectives.text_side import PAIR_OBJECTIVES

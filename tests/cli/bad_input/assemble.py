@@ -15,12 +15,17 @@ def assemble(vision: Callable[[Place], Any], text: Callable[[Place], Any], *more
 
 ROWS: dict[str, Row] = {
     "option of another kind of encoder": Row(
-        assemble(the("vision"), the("text"), "--patch-size", "8"), 2, ("patch_size", "only for an encoder made from")
+        assemble(the("vision"), the("text"), "--patch-size", "8"), 2, ("--patch-size: not used for an encoder", "llm:")
     ),
     "rotary form of another kind of encoder": Row(
         assemble(the("vision"), the("text"), "--rope", "axial"), 2, ("--rope: not used for an encoder", "llm:")
     ),
-    "encoder without a name": Row(assemble(lambda p: "llm:", the("text")), 1, ("no model is named", FOLDER)),
+    "encoder without a name": Row(
+        assemble(lambda p: "llm:", the("text")), 2, ("field 'vision.llm'", "at least 1 character")
+    ),
+    "more layers than there are": Row(
+        assemble(lambda p: f"llm:{the('text')(p)}", the("text"), "--layers", "99"), 2, ("layers: ", "found 99", "1 to")
+    ),
     "connector unknown": Row(assemble(the("vision"), the("text"), "--connector", "mpl(2)"), 2, ("mpl", "mlp")),
     "hub id without network, vision": Row(assemble(lambda p: HUB, the("text")), 1, (HUB, "without network", FOLDER)),
     "hub id without network, text": Row(assemble(the("vision"), lambda p: HUB), 1, (HUB, "without network", FOLDER)),
