@@ -41,7 +41,7 @@ def test_config_round_trip(assembled: Any, tmp_path: Any) -> None:
 
 
 def test_a_default_config_can_be_made() -> None:
-    assert UnclippedConfig().connector.kind == "mlp"
+    assert str(UnclippedConfig().connector) == "mlp(2)"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from unclipped.data.sources import expanded
 INPUTS_FILE = "inputs.json"
 _DATA_SUFFIXES = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES, ".json", ".jsonl", ".jsonl.gz", ".parquet", ".arrow", ".tar")
 _MODEL_SUFFIXES = (".json", ".jinja", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt")
-_FILE_SUFFIXES = (*_MODEL_SUFFIXES, ".yaml", ".yml")
+_FILE_SUFFIXES = (*_MODEL_SUFFIXES, ".gguf", ".yaml", ".yml")
 _ROWS = 100_000
 """Rows of a file whose images are looked at; of a longer file so many, evenly spread."""
 
