@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from typing import Any
@@ -112,7 +111,7 @@ def check_replaceable(model: PreTrainedModel) -> None:
     """Raise UsageError, which names the module, when the attention of `model` cannot be replaced."""
     attentions = {type(module) for module in model.modules() if "Attention" in type(module).__name__}
     for attention in sorted(attentions, key=lambda kind: kind.__name__):
-        if "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(sys.modules[attention.__module__]):
+        if not hasattr(sys.modules[attention.__module__], "ALL_ATTENTION_FUNCTIONS"):  # the table of the interface
             raise UsageError(
                 f"{type(model).__name__}: {attention.__name__} computes its attention itself and not through "
                 "transformers' attention interface, so it cannot be replaced; use a model that supports "

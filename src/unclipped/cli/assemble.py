@@ -8,7 +8,7 @@ import typer
 
 HELP = """Join a vision encoder and a language model into one model folder.
 
-The folder loads with AutoModelForImageTextToText and AutoProcessor after `import unclipped`.
+The folder loads with AutoModelForImageTextToText and AutoProcessor after `unclipped.register()`.
 
 Examples:
 

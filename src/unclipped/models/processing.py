@@ -21,7 +21,7 @@ _SOURCES = ("image", "url", "path", "base64")
 # transformers gives a bare tokenizer, without a word, for a processor class that is not registered. A class that is
 # said to lie elsewhere makes it stop instead, with this text; it is not looked up once the class is registered.
 _ELSEWHERE = (
-    "this processor is one of the Python package 'unclipped': import it before loading. The folder holds no code."
+    "this processor is of the Python package 'unclipped': call unclipped.register() before loading. It holds no code."
     "--unclipped.UnclippedProcessor"
 )
 

@@ -1,4 +1,4 @@
-"""Entry of our classes in the Auto classes of transformers. `import unclipped` arranges that this runs when needed."""
+"""Entry of our classes in the Auto classes of transformers; public as `unclipped.register()`, called by our loaders."""
 
 from __future__ import annotations
 
