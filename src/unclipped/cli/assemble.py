@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def assemble(
     context: typer.Context,
     vision: str = typer.Option(..., help="Encoder: folder, hub id, or llm:FOLDER / llm:ID (made from a decoder)."),
-    text: str = typer.Option(..., help="Decoder language model: a folder or a hub id."),
+    text: str = typer.Option(..., help="Decoder language model: a folder, a hub id or a GGUF file."),
     output: Path = typer.Option(..., help="Folder to write; must be new or empty."),
     connector: str = typer.Option("mlp(2)", help='Connector, e.g. "linear", "average(2) + mlp(2)".'),
     baseline: bool = typer.Option(False, "--baseline", help="Allow a contrastively trained encoder as a baseline."),
