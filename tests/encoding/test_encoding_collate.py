@@ -57,6 +57,21 @@ def test_prompts_are_padded_on_the_left() -> None:
         assert batch["attention_mask"][row, -1] == 1
 
 
+def test_patches_and_grids_of_a_batch_come_in_the_order_of_its_rows(tmp_path: Path) -> None:
+    _, processor, _ = tiny_vlm(tmp_path)
+    sizes = [(16, 24), (32, 16), (24, 40)]
+    images = [ImagePart(tiny_image(*size, offset=number), name="image") for number, size in enumerate(sizes)]
+    samples = [Sample.qa(f"q{number}", [image], *PAIRS[number]) for number, image in enumerate(images)]
+    examples = [encode(sample, processor) for sample in samples]
+    batch = Collator.for_processor(processor)(examples)
+    alone = [Collator.for_processor(processor)([example]) for example in examples]
+    assert torch.equal(batch["pixel_values"], torch.cat([one["pixel_values"] for one in alone]))
+    assert torch.equal(batch["image_grid_thw"], torch.cat([one["image_grid_thw"] for one in alone]))
+    assert len({tuple(row) for row in batch["image_grid_thw"].tolist()}) == len(sizes)
+    prompts = collate_prompts([encode_prompt(sample, processor) for sample in samples], processor)
+    assert torch.equal(prompts["pixel_values"], batch["pixel_values"])
+
+
 def test_who_sees_whom() -> None:
     valid = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
     mask = shared_image_mask([[0, 0, 1, 2, 2], None], valid)[:, 0].int()
