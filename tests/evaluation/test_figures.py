@@ -47,3 +47,23 @@ def test_a_lead_is_a_disjoint_interval_in_the_direction_of_the_metric() -> None:
         overlapping = Figure(0.75, 0.7, 0.8, 10, metric)
         assert not high.leads(overlapping)
         assert not overlapping.leads(high)
+
+
+def test_names_are_shown_as_they_are_written() -> None:
+    """Neither markup nor control codes of a category reach the terminal."""
+    import io
+
+    from rich.console import Console
+
+    from unclipped.evaluation.results import TaskResult
+    from unclipped.evaluation.tables import result_table
+
+    one = Figure(0.5, 0.4, 0.6, 10, ACCURACY)
+    names = ["[/red]", "[bold]x[/bold]", "[a-z] letters", "\x1b[31mred\x07"]
+    stream = io.StringIO()
+    table = result_table(TaskResult("task", "exact_match", "kept", one, dict.fromkeys(names, one)))
+    Console(file=stream, width=120).print(table)
+    shown = stream.getvalue()
+    for name in ("[/red]", "[bold]x[/bold]", "[a-z] letters", "[31mred"):
+        assert name in shown, shown
+    assert not set(shown) & {"\x1b", "\x07"}

@@ -485,3 +485,23 @@ def test_unknown_names_suggest_the_nearest() -> None:
         build_scorer("exact_match", {"case_sens": True})
     with pytest.raises(UsageError, match="option 'percent'"):
         build_scorer("within_percent", {"percent": "ten"})
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        ("B\nOption A is a cat, option C is a bird.", ["cat", "dog", "bird", "fish"], "dog"),
+        ("B. dog\n(A) is a cat and (C) is a bird", ["cat", "dog", "bird", "fish"], "dog"),
+        ("2.5", ["1", "2", "3", "4"], None),
+        ("-2", ["1", "2", "3", "4"], None),
+        ("5,000", ["0.5", "5", "50"], None),
+        ("5.5", ["0.5", "5", "50"], None),
+        ("I count 5.", ["0.5", "5", "50"], "5"),
+        ("5, I think", ["0.5", "5", "50"], "5"),
+        ("it is 0.5, not more", ["0.5", "5", "50"], "0.5"),
+    ],
+)
+def test_reasons_behind_a_choice_and_parts_of_numbers(text: str, choices: list[str], expected: str | None) -> None:
+    from unclipped.evaluation.choices import read_choice
+
+    assert read_choice(text, choices) == expected

@@ -257,3 +257,12 @@ def test_smoothing_of_a_constant_is_the_constant() -> None:
 )
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_a_dollar_in_a_category_is_a_dollar() -> None:
+    from unclipped.evaluation.figures import Figure
+    from unclipped.studies.plots import forest_plot
+
+    one = Figure(0.5, 0.4, 0.6, 10)
+    drawn = forest_plot("cost $5 and $x_{", {"$\\frac{": one, "all": one}, narrow=False)
+    assert "$\\frac{" in drawn

@@ -59,6 +59,9 @@ _SEVERAL = re.compile(
 _YES_OR_NO = {"yes", "no", "true", "false"}
 
 
+_BULLET = re.compile(r"^(?:[#>•\s]|-(?![\d.]))+")  # not the sign of a number
+
+
 class _Unclear(Exception):
     """The text names several choices, or contradicts itself."""
 
@@ -82,7 +85,7 @@ def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     text = re.sub(r"\\boxed\s*\{(?:\\(?:text|mathrm|mathbf)\s*\{)?([^{}\n]*)\}+", r" final answer: \1 ", text)
     text = re.sub(r"\*+|__|`|\$(?=[A-Za-z]\$)|(?<=\$[A-Za-z])\$", "", text)
-    lines = (" ".join(line.lstrip("#>-• \t").split()) for line in text.splitlines())
+    lines = (" ".join(_BULLET.sub("", line).split()) for line in text.splitlines())
     text = "\n".join(line for line in lines if line)
     return _DENIED_BEHIND.sub(" ", _DENIED.sub(" ", text)).strip()
 
@@ -95,7 +98,9 @@ class _Reading:
         self.lines = self.text.split("\n")
         self.by_letter = {chr(ord("a") + index): name for index, name in enumerate(names[:26])}
         longest_first = sorted(set(names) - {""}, key=len, reverse=True)
-        self.any_name = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})(?!\w)")
+        any_of = "|".join(map(re.escape, longest_first)) or "(?!)"
+        # A part of a number is no choice: 2 is not in 2.5, -2 or 2,000.
+        self.any_name = re.compile(rf"(?<!\w)(?<!\d[.,])(?<!\s[-−])(?<!^[-−])(?:{any_of})(?!\w)(?!(?<=\d)[.,]\d)")
 
     def choice(self) -> str | None:
         """The choice, or None. Raises _Unclear."""
@@ -104,8 +109,10 @@ class _Reading:
             if opening is not None and opening != stated:
                 raise _Unclear
             return stated
-        for found in (opening, self._opening(), self._closing(), self._mentioned()):
-            if found is not None:
+        if opening is not None:  # what follows gives reasons, and may name the others
+            return opening
+        for look in (self._opening, self._closing, self._mentioned):
+            if (found := look()) is not None:
                 return found
         return _only({name for name, _ in self._named(self.text)})
 

@@ -68,7 +68,8 @@ def with_images_as(sample: Sample, images: Images, image_processor: Any) -> Samp
 
 def gold_of(sample: Sample, task: TaskConfig) -> tuple[str, ...]:
     """The accepted answers. Raises DataError naming the sample when there is none but empty text."""
-    answers = sample.answers or ((sample.answer,) if sample.answer else ())
+    is_answered = bool(sample.turns) and sample.turns[-1].role == "assistant"  # not an earlier question alone
+    answers = sample.answers or ((sample.answer,) if is_answered and sample.answer else ())
     if not any(answer.strip() for answer in answers):
         raise DataError(f"task {task.name}, sample {sample.id}: has no gold answer; add `answer` or `answers`")
     return tuple(answers)

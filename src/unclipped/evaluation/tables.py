@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unclipped.evaluation.figures import Difference, Figure, shown
 from unclipped.evaluation.results import UNCATEGORISED, Comparison, TaskResult
@@ -25,7 +26,8 @@ def result_table(result: TaskResult, blind: TaskResult | None = None, comparison
 
     def line(name: str, row: Figure, without: Figure | None, difference: Difference | None) -> None:
         extra = () if blind is None else (shown(without), shown(difference))
-        table.add_row(name, f"{row.count:,}", str(row), *extra)
+        words = Text("".join(character for character in name if character.isprintable()))  # no markup, no control codes
+        table.add_row(words, f"{row.count:,}", str(row), *extra)
 
     categories = {} if set(result.categories) == {UNCATEGORISED} else result.categories
     for name, row in categories.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unclipped.core.config import merge
-from unclipped.core.documents import MAX_YAML_BYTES, decoded, parse_yaml, read_bytes
+from unclipped.core.documents import MAX_DEPTH, MAX_YAML_BYTES, decoded, parse_yaml, read_bytes
 from unclipped.core.errors import UsageError, nearest
 
 
@@ -70,7 +70,12 @@ def apply_overrides(recipe: dict[str, Any], overrides: list[str]) -> dict[str, A
             value = parse_yaml(text, f"override '{override:.200}'", error=UsageError) if text else None
         except UsageError as error:
             raise UsageError(f"{error}; quote a text that is no YAML, as in key.path='\"text\"'") from None
-        _set(changed, path.strip().split("."), value, override)
+        keys = path.strip().split(".")
+        if len(keys) > MAX_DEPTH:
+            raise UsageError(
+                f"override '{override:.80}…': {len(keys):,} fields in each other; the limit is {MAX_DEPTH}"
+            )
+        _set(changed, keys, value, override)
     return changed
 
 

@@ -29,6 +29,7 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--rule)"} | {
     colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
 }
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a `$` in a category is a `$`
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -68,7 +69,7 @@ def svg(figure: Drawing, salt: str, description: str) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "text.parse_math": False}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
