@@ -10,7 +10,7 @@ With -q one question is answered; without it an interactive conversation starts.
 
 Examples:
 
-  unclipped chat quickstart/model quickstart/sample.png -q "number?"
+  unclipped chat quickstart/model quickstart/examples/1.png -q "number?"
 
   unclipped chat model page-1.png page-2.png
 
