@@ -505,3 +505,26 @@ def test_reasons_behind_a_choice_and_parts_of_numbers(text: str, choices: list[s
     from unclipped.evaluation.choices import read_choice
 
     assert read_choice(text, choices) == expected
+
+
+def test_numbers_beyond_floats_are_no_numbers() -> None:
+    from unclipped.evaluation.text import find_number, parse_number
+
+    assert parse_number("1e400") is None
+    assert parse_number("-1e999%") is None
+    assert find_number("about " + "9" * 400) is None
+    assert parse_number("1e300") == 1e300
+
+
+def test_the_answer_to_an_earlier_question_is_no_gold_answer() -> None:
+    from unclipped.data.sample import Sample, TextPart, Turn
+    from unclipped.evaluation.config import TaskConfig
+    from unclipped.evaluation.questions import gold_of
+
+    said = [("user", "first?"), ("assistant", "ONE"), ("user", "second?")]
+    turns = tuple(Turn(role, (TextPart(text),)) for role, text in said)
+    task = TaskConfig.model_validate({"name": "open", "source": {"source": "rows.jsonl"}})
+    assert gold_of(Sample("a", turns[:2]), task) == ("ONE",)
+    assert gold_of(Sample("a", turns, answers=("TWO",)), task) == ("TWO",)
+    with pytest.raises(DataError, match="has no gold answer"):
+        gold_of(Sample("a", turns), task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Hashable, Sequence
@@ -47,13 +48,14 @@ def parse_number(text: str) -> float | None:
     body = text.rstrip("%")
     if not _NUMBER.fullmatch(body):
         return None
-    return float(body) / 100.0 if text.endswith("%") else float(body)
+    value = float(body) / 100.0 if text.endswith("%") else float(body)
+    return value if math.isfinite(value) else None  # 1e400
 
 
 def find_number(text: str) -> float | None:
     """The only number in a text, digits grouped by commas allowed; None when there is none or more than one value."""
     values = {float(match.group().replace(",", "")) for match in _GROUPED_NUMBER.finditer(text)}
-    return values.pop() if len(values) == 1 else None
+    return values.pop() if len(values) == 1 and all(map(math.isfinite, values)) else None
 
 
 # Soft VQA accuracy compares answers after this normaliser. Contractions typed without an apostrophe get it back,
