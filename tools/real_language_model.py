@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = fetch(Path(temporary))
         if arguments.gguf:
-            path.rename(output / path.name)
+            shutil.move(path, output / path.name)
         else:
             convert_gguf(path, output)
     print(f"saved: {output}")

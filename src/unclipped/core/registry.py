@@ -52,7 +52,11 @@ class Registry(Generic[T]):
     def _all(self) -> dict[str, T]:
         if not self._is_complete and self.package is not None:
             self._is_complete = True  # first, since a module may look itself
-            package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+            try:
+                package = importlib.import_module(self.package)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self.package}.{module.name}")
+            except BaseException:
+                self._is_complete = False  # the next look must not take a part for the whole
+                raise
         return self._objects

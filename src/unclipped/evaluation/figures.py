@@ -80,7 +80,7 @@ class Figure:
         """A figure from its JSON form, of `metric` or the one it names. Raises ValueError unless it has one value."""
         names = [name for name in row if name not in _OTHERS]
         if len(names) != 1:
-            raise ValueError(f"figure: expected one value beside {sorted(_OTHERS)}, found {names}")
+            raise ValueError(f"figure: expected one value next to {sorted(_OTHERS)}, found {names}")
         metric = metric or metric_called(names[0])
         return cls(row[names[0]], row["low"], row["high"], row.get("count", 0), metric)
 

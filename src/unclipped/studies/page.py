@@ -137,7 +137,7 @@ Part = Text | Points | Tiles | Plot | Picture | Table | Gallery | Commands
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its parts."""
 
     title: str
     parts: Sequence[Part]

@@ -1,4 +1,4 @@
-"""Report of a training run: its figures beside those of baselines, test images, curves, costs."""
+"""Report of a training run: its figures next to those of baselines, test images, curves, costs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unclipped.core.digest import describe_files
+from unclipped.core.digest import file_digest
 from unclipped.core.errors import CheckpointError, UsageError, guarded
 from unclipped.core.files import cache_folder, whole_folder, write_text
 from unclipped.encoders.checkpoint import checkpoint_folder, quiet, raise_misfits
@@ -41,7 +41,8 @@ def folder_of_gguf(source: str | Path) -> Path:
     """
     path = Path(source).expanduser()
     _check_file(path)
-    folder = cache_folder("gguf") / describe_files({path.name: path})["digest"]
+    digest, _ = file_digest(path)  # of the whole file, since files of one size may differ anywhere
+    folder = cache_folder("gguf") / digest
     if not (folder / "config.json").is_file():
         convert_gguf(path, folder)
     return folder
@@ -68,7 +69,7 @@ def _check_file(path: Path) -> None:
 def _convert(path: Path, folder: Path) -> None:
     """Write the folder of one file."""
     fields = _fields(path)
-    if int(fields.get("split.count", 1)) > 1:
+    if fields.get("split.count", 1) not in (0, 1):
         raise CheckpointError(f"{path}: is one part of a split file; join the parts (llama-gguf-split --merge)")
     if "tokenizer.ggml.tokens" not in fields:
         raise CheckpointError(f"{path}: holds no tokenizer; give a file made with its vocabulary")
