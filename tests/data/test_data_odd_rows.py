@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 from pathlib import Path
@@ -387,3 +388,25 @@ def test_images_inside_messages_that_cannot_be_read_are_named(folder: Path, row:
     message = error_of(as_jsonl(folder, [row]))
     for piece in pieces:
         assert piece in message
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a caption", "image": "a.png"},
+        {"question": "q", "answer": "a", "text": "context", "image": "a.png"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "text": "t"},
+    ],
+)
+def test_rows_of_other_formats_behind_a_text_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in ({"text": "a"}, row)))
+    with pytest.raises(DataError, match="row 2: has the fields of format"):
+        open_source(SourceConfig(source=str(path)))
+
+
+def test_an_array_of_texts_is_not_read_as_its_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"text": "a"}, {"text": "b"}]))
+    with pytest.raises(DataError, match="save it as JSONL"):
+        open_source(SourceConfig(source=str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from fuzz.mutations import changed, damaged, fuzz, outcome, tar_member
 from support.tiny_models import tiny_encoder, tiny_image, tiny_tokenizer, tiny_vlm
 from unclipped.data.config import SourceConfig
+from unclipped.data.sample import Sample
 from unclipped.data.sources import open_source
 from unclipped.encoders.build import load_encoder
 from unclipped.encoding.examples import encode_sample
@@ -88,6 +90,13 @@ def test_overrides(data: st.DataObject) -> None:
     outcome(run)
 
 
+def first_of(path: Path) -> Sample:
+    """The first sample of a file, under a name that does not depend on the file's."""
+    found = open_source(SourceConfig(source=str(path), images=str(path.parent)))[0]
+    assert isinstance(found, Sample)
+    return dataclasses.replace(found, id="first")
+
+
 def read_all(path: Path) -> None:
     tokenizer = tiny_tokenizer()
     source = open_source(SourceConfig(source=str(path), images=str(path.parent)))
@@ -110,6 +119,10 @@ def test_rows(folder: Path, data: st.DataObject) -> None:
     path = folder / ("rows.json" if as_array else "rows.jsonl")
     path.write_bytes(content)
     outcome(lambda: read_all(path))
+    alone = folder / ("alone.json" if as_array else "alone.jsonl")
+    alone.write_bytes(b"[" + good.encode() + b"]" if as_array else good.encode() + b"\n")
+    first = outcome(lambda: first_of(path))
+    assert first in (None, outcome(lambda: first_of(alone)))  # what comes behind a row does not change it
 
 
 @fuzz

@@ -66,10 +66,25 @@ def open_reader(config: SourceConfig) -> Source:
     rows = JsonlRows(path) if kind == "cambrian" else open_rows(path)
     if kind == "auto":
         kind = kind_of_row(rows[0], str(path))
+        if kind == "text":
+            _check_all_text(rows, path)
     if kind == "text":
         return _open_text(path, config)
     qa.check_options(config, qa.OPTIONS if kind == "qa" else ())
     return RowSource(rows, PARSERS[kind], config)
+
+
+def _check_all_text(rows: Any, path: Path) -> None:
+    """Raise DataError unless every row is text alone: the text reader would drop an image or an answer of a row."""
+    if path.suffix == ".json":
+        raise DataError(f"{path}: an array of texts; save it as JSONL, one object with `text` a line")
+    for number in range(len(rows)):
+        kind = kind_of_row(rows[number], str(path))
+        if kind != "text":
+            raise DataError(
+                f"{path}, row {number + 1}: has the fields of format {kind}, the first row those of text; put them "
+                "into files of their own, or set format"
+            )
 
 
 def _open_text(path: Path, config: SourceConfig) -> Source:
